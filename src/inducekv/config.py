@@ -1,0 +1,193 @@
+"""Every knob of learning and answering, in one validated, serialisable object."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from inducekv.bytes import parse_bytes
+
+if TYPE_CHECKING:
+    from inducekv.compression import Compression
+
+PayloadDtype = Literal["float32", "float16", "bfloat16", "int8"]
+KeyPool = Literal["last", "mean"]
+Retrieval = Literal["two_pass"]
+Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
+Selector = Literal["bilevel", "greedy", "herding", "reservoir", "random"]
+Hypergradient = Literal["first_order", "implicit"]
+
+
+@dataclass(frozen=True)
+class InduceKVConfig:
+    """How a task is learned and how its memory is read. Defaults work for a newcomer; `paper()` is the paper's point.
+
+    Attributes:
+        budget: bytes the memory may occupy on disk, an int or text such as `"256KiB"`.
+        payload: a compression method, or its name: `"none"`, `"mean_pool"` (the paper's), `"keep_answer"`.
+        payload_tokens: `mean_pool`: tokens an entry is pooled to (at least 1); `keep_answer`: tokens the part that is
+            not the answer is pooled to (0 drops it); ignored by `none`.
+        payload_dtype: number format of stored keys and values.
+        key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `None`: the last.
+        key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's).
+        key_centering: subtract the mean of the memory's keys before comparing; needs at least two entries to act.
+        retrieval: `"two_pass"`: one extra frozen pass gives the query's key.
+        top_k: entries retrieved for a question; `None`: all of them (the paper's).
+        weighting: how the retrieval weight alpha enters attention. `"sqrt"`: the paper's sqrt(alpha) on K and V;
+            `"sqrt_max"`: sqrt(alpha / max alpha); `"log"`: log(alpha / max alpha) added to the logits; `"none"`.
+        abstain: retrieve nothing for a question unlike anything learned.
+        selector: who decides which candidates stay.
+        candidates: new candidates encoded for a task, at most.
+        anchors: examples kept from earlier tasks in the training state, at most.
+        beta, gamma, epsilon: weight of the anchors' loss, weight of the coverage term, its ridge (J(w) and Omega(w)).
+        projection_dim: dimensions D' that keys are projected to for coverage.
+        inner_steps, inner_lr: gradient steps on the calibration phi for each outer step.
+        outer_steps, outer_lr: projected gradient steps on the selection weights w.
+        hypergradient: `"first_order"`, or `"implicit"` (through the inner problem's exact Hessian).
+        temperature: initial retrieval temperature tau.
+        batch_size: rows in one forward pass.
+        seed: of every random draw.
+
+    Raises:
+        ValueError, TypeError: naming the field, the value it got and what is allowed.
+    """
+
+    budget: int | str = "256KiB"
+    payload: "str | Compression" = "keep_answer"
+    payload_tokens: int = 0
+    payload_dtype: PayloadDtype = "int8"
+    key_layer: int | None = None
+    key_pool: KeyPool = "last"
+    key_centering: bool = False
+    retrieval: Retrieval = "two_pass"
+    top_k: int | None = 8
+    weighting: Weighting = "log"
+    abstain: bool = True
+    selector: Selector = "bilevel"
+    candidates: int = 256
+    anchors: int = 64
+    beta: float = 1.0
+    gamma: float = 0.05
+    epsilon: float = 1e-3
+    projection_dim: int = 32
+    inner_steps: int = 5
+    inner_lr: float = 0.1
+    outer_steps: int = 20
+    outer_lr: float = 0.1
+    hypergradient: Hypergradient = "first_order"
+    temperature: float = 0.1
+    batch_size: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if parse_bytes(self.budget) < 1:
+            raise ValueError(f"budget must be at least one byte, got {self.budget!r}")
+        for name, allowed in (
+            ("payload_dtype", PayloadDtype),
+            ("key_pool", KeyPool),
+            ("retrieval", Retrieval),
+            ("weighting", Weighting),
+            ("selector", Selector),
+            ("hypergradient", Hypergradient),
+        ):
+            if getattr(self, name) not in get_args(allowed):
+                choices = ", ".join(map(repr, get_args(allowed)))
+                raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
+        if isinstance(self.payload, str) and self.payload not in ("none", "mean_pool", "keep_answer"):
+            raise ValueError(
+                "payload must be 'none', 'mean_pool', 'keep_answer' or a Compression; "
+                f"got {self.payload!r}"
+            )
+        for name, least in (
+            ("payload_tokens", 1 if self.payload == "mean_pool" else 0),
+            ("candidates", 1),
+            ("anchors", 0),
+            ("projection_dim", 1),
+            ("inner_steps", 0),
+            ("outer_steps", 0),
+            ("batch_size", 1),
+            ("seed", 0),
+        ):
+            _whole_number(name, getattr(self, name), least)
+        for name in ("key_layer", "top_k"):
+            if getattr(self, name) is not None:
+                _whole_number(name, getattr(self, name), 1 if name == "top_k" else 0)
+        for name, positive in (
+            ("beta", False),
+            ("gamma", False),
+            ("epsilon", True),
+            ("inner_lr", True),
+            ("outer_lr", True),
+            ("temperature", True),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not math.isfinite(value) or value < 0 or (positive and value == 0):
+                raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
+        for name in ("key_centering", "abstain"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+
+    @property
+    def budget_bytes(self) -> int:
+        """The budget as a number of bytes."""
+        return parse_bytes(self.budget)
+
+    @classmethod
+    def paper(cls, **changes: Any) -> "InduceKVConfig":
+        """The paper's operating point (InduceKV, sections 3 and 4): mean-pooled payloads, all entries, sqrt(alpha).
+
+        The published total is 2,048 memory tokens a layer (entries x tokens an entry); how it splits is not public.
+        CHOICE: 8 tokens an entry. Set `budget` to what 256 such entries take on your model.
+        """
+        return cls(
+            **{
+                "payload": "mean_pool",
+                "payload_tokens": 8,
+                "payload_dtype": "float16",
+                "key_pool": "mean",
+                "key_centering": False,
+                "top_k": None,
+                "weighting": "sqrt",
+                "abstain": False,
+                "selector": "bilevel",
+                "hypergradient": "first_order",
+                **changes,
+            }
+        )
+
+    def replace(self, **changes: Any) -> "InduceKVConfig":
+        """A copy with some fields changed, validated again."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as JSON values.
+
+        Raises:
+            ValueError: `payload` is a `Compression` object rather than a name.
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not isinstance(self.payload, str):
+            raise ValueError(f"only a payload given by name can be written as JSON, got {self.payload!r}")
+        return fields
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> "InduceKVConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: a field is unknown or its value is not allowed.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(f"unknown configuration field {unknown[0]!r}; known fields: {', '.join(sorted(known))}")
+        return cls(**fields)
+
+
+def _whole_number(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
