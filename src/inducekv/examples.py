@@ -20,12 +20,16 @@ MAX_IMAGE_PIXELS = 64 * 2**20
 MAX_IMAGE_BYTES = 64 * 2**20
 """Most bytes a picture's file may have. CHOICE."""
 
+_BROKEN = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
+# Pillow's decoders raise each of these for a damaged file
+
 
 def check_image(path: Path) -> tuple[int, int]:
     """Reads only the header of a picture file and returns its (width, height) in pixels.
 
     Raises:
-        ValueError: the file is missing, is no picture, or is over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`; names the file.
+        ValueError: the file is missing, is no picture, or is over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`; it names
+            the file.
     """
     if not path.is_file():
         raise ValueError(f"image {path}: no such file")
@@ -35,7 +39,7 @@ def check_image(path: Path) -> tuple[int, int]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit below is lower
             with Image.open(path) as image:
                 size = image.size
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+    except _BROKEN as error:
         raise ValueError(f"image {path}: not a readable picture ({error})") from error
     _check_pixels(path, size)
     return size
@@ -55,27 +59,44 @@ def _check_pixels(name: Any, size: tuple[int, int]) -> None:
         )
 
 
-def decode_image(source: ImageSource | io.BytesIO) -> Image.Image:
-    """Decodes one picture as RGB, after `check_image` where it is a file.
+def open_image(data: bytes, name: str) -> Image.Image:
+    """A picture from the bytes of its file, header read and checked, decoded only when it is used.
+
+    Raises:
+        ValueError: no picture, or over a limit; names it as `name`.
+    """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ValueError(f"image {name}: {len(data):,} bytes, at most {MAX_IMAGE_BYTES:,} are allowed; make it smaller")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+    except _BROKEN as error:
+        raise ValueError(f"image {name}: not a readable picture ({error})") from error
+    _check_pixels(name, image.size)
+    return image
+
+
+def decode_image(source: ImageSource) -> Image.Image:
+    """Decodes one picture as RGB, after `check_image` where it is a file; transparent parts become white.
 
     Raises:
         ValueError: the picture is missing, broken or over a limit; names the file.
     """
-    if isinstance(source, Image.Image):
-        _check_pixels("given as an object", source.size)
-        return source.convert("RGB")
-    name: Any = source
+    name = str(source) if isinstance(source, Path) else "given as an object"
     if isinstance(source, Path):
         check_image(source)
-    else:
-        name = "given as bytes"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(source) as image:
-                _check_pixels(name, image.size)
-                return _flattened(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+            if isinstance(source, Path):
+                with Image.open(source) as image:
+                    return _flattened(image)
+            _check_pixels(name, source.size)
+            return _flattened(source)
+    except _BROKEN as error:
+        if isinstance(error, ValueError) and str(error).startswith("image "):
+            raise
         raise ValueError(f"image {name}: broken or truncated ({error})") from error
 
 
