@@ -1,0 +1,45 @@
+"""Label copy: what a memory is worth as a plain look-up table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from inducekv.continual.methods.base import Method
+from inducekv.continual.stream import Experience
+from inducekv.examples import Example
+from inducekv.model import InducedModel
+from inducekv.progress import SILENT, Progress
+
+
+class NearestNeighbour(Method):
+    """Answers with the answer of the nearest entry, by the memory's own keys, over the entries that InduceKV committed.
+
+    It shares the memory of an `InducedModel` that another method teaches: in a stream it comes after that method. What
+    InduceKV gains over it is what the backbone adds by reading the entries.
+    """
+
+    name: ClassVar[str] = "nearest_neighbour"
+    title: ClassVar[str] = "Nearest neighbour (label copy)"
+
+    def __init__(self, model: InducedModel) -> None:
+        self._model = model
+
+    def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
+        pass
+
+    def answer(self, examples: Sequence[Example], progress: Progress = SILENT) -> list[str]:
+        memory = self._model.memory
+        if not len(memory):
+            return [""] * len(examples)
+        queries = self._model.query_keys(list(examples), progress=progress)
+        nearest = torch.argmax(queries @ memory.keys().to(queries).T, dim=1)
+        return [memory.entries[int(index)].answer or "" for index in nearest]
+
+    @property
+    def deployed_bytes(self) -> int:
+        """Keys and source texts alone, without payloads."""
+        by_kind = self._model.memory.bytes_by_kind()
+        return sum(nbytes for kind, nbytes in by_kind.items() if kind not in ("payload", "scales"))

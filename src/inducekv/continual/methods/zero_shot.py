@@ -1,0 +1,46 @@
+"""The frozen backbone as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from inducekv.backbone import Backbone
+from inducekv.continual.methods.base import Method
+from inducekv.continual.stream import Experience
+from inducekv.examples import Example
+from inducekv.progress import SILENT, Progress
+
+
+class ZeroShot(Method):
+    """Answers without having learned anything: the row that tells what the tasks are worth."""
+
+    name: ClassVar[str] = "zero_shot"
+    title: ClassVar[str] = "Zero-shot"
+    learns: ClassVar[bool] = False
+    deployed_bytes = 0
+
+    def __init__(self, backbone: Backbone, max_new_tokens: int = 32, batch_size: int = 32) -> None:
+        self._backbone = backbone
+        self._max_new_tokens = max_new_tokens
+        self._batch_size = batch_size
+
+    def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
+        pass
+
+    def answer(self, examples: Sequence[Example], progress: Progress = SILENT) -> list[str]:
+        return generate_in_batches(self._backbone, examples, self._max_new_tokens, self._batch_size, progress)
+
+
+def generate_in_batches(
+    backbone: Backbone, examples: Sequence[Example], max_new_tokens: int, batch_size: int, progress: Progress = SILENT
+) -> list[str]:
+    """Greedy answers of the backbone as it stands, one for each example."""
+    answers: list[str] = []
+    progress.start("answering", len(examples))
+    for start in range(0, len(examples), batch_size):
+        batch = list(examples[start : start + batch_size])
+        answers += backbone.generate(batch, max_new_tokens=max_new_tokens)
+        progress.advance(len(batch))
+    progress.stop()
+    return answers
