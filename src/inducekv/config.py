@@ -29,7 +29,7 @@ class InduceKVConfig:
         payload_tokens: `mean_pool`: tokens an entry is pooled to (at least 1); `keep_answer`: tokens the part that is
             not the answer is pooled to (0 drops it); ignored by `none`.
         payload_dtype: number format of stored keys and values.
-        key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `None`: the last.
+        key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `None`: last.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's).
         key_centering: subtract the mean of the memory's keys before comparing; needs at least two entries to act.
         retrieval: `"two_pass"`: one extra frozen pass gives the query's key.
@@ -96,8 +96,7 @@ class InduceKVConfig:
                 raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
         if isinstance(self.payload, str) and self.payload not in ("none", "mean_pool", "keep_answer"):
             raise ValueError(
-                "payload must be 'none', 'mean_pool', 'keep_answer' or a Compression; "
-                f"got {self.payload!r}"
+                f"payload must be 'none', 'mean_pool', 'keep_answer' or a Compression; got {self.payload!r}"
             )
         for name, least in (
             ("payload_tokens", 1 if self.payload == "mean_pool" else 0),

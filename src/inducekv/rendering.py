@@ -1,0 +1,149 @@
+"""From examples to padded model inputs, through the processor's own chat template."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from inducekv.examples import Example
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One example as model inputs.
+
+    Attributes:
+        inputs: the processor's tensors, `input_ids` `[1, tokens]` among them, unpadded.
+        answer_length: tokens of the answer, at the end of the sequence, end-of-turn token included; 0 without answer.
+    """
+
+    inputs: dict[str, Tensor]
+    answer_length: int
+
+    @property
+    def tokens(self) -> int:
+        return self.inputs["input_ids"].shape[1]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some of the examples, padded on the left, so that prompts (or answers) end together.
+
+    Attributes:
+        rows: `[batch]` which examples these are, as indices into the list that was prepared.
+        inputs: what `model(**inputs)` takes; `input_ids` and `attention_mask` `[batch, tokens]`.
+        answer_lengths: `[batch]` answer tokens at the end of each row.
+        text_inputs: what the text decoder alone takes, pictures already seen (`prepare(embed=True)`), or None.
+    """
+
+    rows: Int[Tensor, "batch"]
+    inputs: dict[str, Tensor]
+    answer_lengths: Int[Tensor, "batch"]
+    text_inputs: dict[str, Any] | None = None
+
+    @property
+    def answer_mask(self) -> Bool[Tensor, "batch tokens"]:
+        """True at answer tokens."""
+        tokens = self.inputs["input_ids"].shape[1]
+        place = torch.arange(tokens, device=self.answer_lengths.device)
+        return place[None] >= tokens - self.answer_lengths[:, None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Examples rendered, sorted by length and padded once, to be run many times.
+
+    Attributes:
+        batches: in order of length; every example is in exactly one.
+        count: number of examples.
+        max_answer: longest answer in tokens.
+    """
+
+    batches: tuple[Batch, ...]
+    count: int
+    max_answer: int
+
+
+def conversation(example: Example, with_answer: bool) -> list[dict[str, Any]]:
+    """The example as chat messages: pictures and question from the user, the answer from the assistant."""
+    content: list[dict[str, Any]] = [{"type": "image"} for _ in example.images]
+    content.append({"type": "text", "text": example.question})
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if with_answer:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": example.answer}]})
+    return messages
+
+
+def render(processor: Any, example: Example, with_answer: bool, end_tokens: frozenset[int]) -> Rendered:
+    """Render one example through the processor's chat template.
+
+    The answer is what follows the common beginning of the rendered question (with generation prompt) and the whole
+    rendered conversation, in tokens. White space that a template writes after the end-of-turn token is dropped, so
+    that the sequence ends where generation would.
+
+    Raises:
+        ValueError: an answer is needed and missing or empty, or the template renders no answer.
+    """
+    prompt = processor.apply_chat_template(conversation(example, False), add_generation_prompt=True)
+    if not with_answer:
+        return Rendered(_process(processor, prompt, example), 0)
+    if not example.answer:
+        raise ValueError(f"example {example.identifier!r} has no answer; every example to learn or score needs one")
+    whole = processor.apply_chat_template(conversation(example, True), add_generation_prompt=False)
+    tokenizer = processor.tokenizer
+    asked, told = (_token_ids(tokenizer, text) for text in (prompt, whole))
+    common = next((i for i, (a, b) in enumerate(zip(asked, told, strict=False)) if a != b), min(len(asked), len(told)))
+    answer_length = len(told) - common
+    surplus = _white_space_after_end(tokenizer, told[common:], end_tokens)
+    if answer_length - surplus < 1:
+        raise ValueError(f"the chat template renders no answer for example {example.identifier!r}: {whole!r}")
+    inputs = _process(processor, whole, example)
+    if surplus:
+        length = inputs["input_ids"].shape[1]
+        inputs = {k: v[:, :-surplus] if _one_row(v, length) else v for k, v in inputs.items()}
+    return Rendered(inputs, answer_length - surplus)
+
+
+def pad(rendered: Sequence[Rendered], pad_token: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """One batch from several examples: token tensors padded on the left, the rest (pixels, grids) concatenated."""
+    longest = max(r.tokens for r in rendered)
+    batch: dict[str, list[Tensor]] = {}
+    for r in rendered:
+        for name, tensor in r.inputs.items():
+            if _one_row(tensor, r.tokens):
+                value = pad_token if name == "input_ids" else 0
+                tensor = torch.nn.functional.pad(tensor, (longest - r.tokens, 0), value=value)
+            batch.setdefault(name, []).append(tensor)
+    joined = {name: torch.cat(tensors) for name, tensors in batch.items()}
+    return {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in joined.items()}
+
+
+def _one_row(tensor: Tensor, tokens: int) -> bool:
+    return tensor.dim() == 2 and tensor.shape == (1, tokens)
+
+
+def _process(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
+    options = {} if not _begins_itself(processor.tokenizer, text) else {"add_special_tokens": False}
+    images = example.load_images() or None
+    inputs = dict(processor(text=[text], images=images, return_tensors="pt", **options))
+    inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+    return {name: tensor for name, tensor in inputs.items() if isinstance(tensor, Tensor)}
+
+
+def _token_ids(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=not _begins_itself(tokenizer, text))["input_ids"])
+
+
+def _begins_itself(tokenizer: Any, text: str) -> bool:
+    """Whether the template already wrote the beginning-of-text token that the tokenizer would add."""
+    return tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+
+
+def _white_space_after_end(tokenizer: Any, answer: list[int], end_tokens: frozenset[int]) -> int:
+    last = next((i for i in reversed(range(len(answer))) if answer[i] in end_tokens), None)
+    if last is None or tokenizer.decode(answer[last + 1 :]).strip():
+        return 0
+    return len(answer) - 1 - last
