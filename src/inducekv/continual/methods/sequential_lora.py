@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from inducekv.backbone import Backbone
 from inducekv.continual.methods.base import Method
-from inducekv.continual.methods.zero_shot import generate_in_batches
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
 from inducekv.progress import SILENT, Progress
@@ -113,13 +112,15 @@ class SequentialLora(Method):
 
     def answer(self, examples: Sequence[Example], progress: Progress = SILENT) -> list[str]:
         with self._attached():
-            return generate_in_batches(self._backbone, examples, self._max_new_tokens, 32, progress)
+            return self._backbone.generate(examples, max_new_tokens=self._max_new_tokens, progress=progress)
 
     def _train(self, adapted: nn.Module, examples: list[Example], progress: Progress) -> list[float]:
         recipe, backbone = self._recipe, self._backbone
         order = torch.randperm(len(examples), generator=self._generator).tolist()[: recipe.max_examples]
         batches = [
-            backbone.prepare([examples[i] for i in order[start : start + recipe.batch_size]], with_answer=True)
+            backbone.prepare(
+                [examples[i] for i in order[start : start + recipe.batch_size]], with_answer=True, embed=True
+            )
             for start in range(0, len(order), recipe.batch_size)
         ]
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
@@ -131,7 +132,8 @@ class SequentialLora(Method):
         with torch.enable_grad():
             for _ in range(recipe.epochs):
                 for index in torch.randperm(len(batches), generator=self._generator).tolist():
-                    loss = answer_loss(backbone.model, batches[index].inputs, batches[index].answer_mask)
+                    scores = backbone.score(batches[index])
+                    loss = scores.token_nll.sum() / scores.token_mask.sum()
                     optimiser.zero_grad()
                     loss.backward()
                     nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
@@ -171,13 +173,6 @@ class SequentialLora(Method):
                 parameter.grad = None
 
 
-def answer_loss(model: nn.Module, inputs: Mapping[str, Any], answer_mask: Tensor) -> Tensor:
-    """Mean negative log-likelihood over the answers' tokens; `answer_mask` is Bool[rows, tokens] over the inputs."""
-    logits = model(**inputs).logits[:, :-1].float()
-    wanted = answer_mask[:, 1:].bool()
-    return nn.functional.cross_entropy(logits[wanted], inputs["input_ids"][:, 1:][wanted])
-
-
 def _text_linears(backbone: Backbone) -> dict[str, tuple[int, int]]:
     """Every linear inside the text model's layers, by its full name in the model."""
     inside = {id(module) for layer in backbone.layers for module in layer.modules() if isinstance(module, nn.Linear)}
@@ -188,7 +183,7 @@ def _text_linears(backbone: Backbone) -> dict[str, tuple[int, int]]:
     }
 
 
-def _warm_up_cosine(steps: int, warm_up: float) -> Any:
+def _warm_up_cosine(steps: int, warm_up: float) -> Callable[[int], float]:
     rising = max(1, round(steps * warm_up))
 
     def factor(step: int) -> float:

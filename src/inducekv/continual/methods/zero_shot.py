@@ -29,18 +29,6 @@ class ZeroShot(Method):
         pass
 
     def answer(self, examples: Sequence[Example], progress: Progress = SILENT) -> list[str]:
-        return generate_in_batches(self._backbone, examples, self._max_new_tokens, self._batch_size, progress)
-
-
-def generate_in_batches(
-    backbone: Backbone, examples: Sequence[Example], max_new_tokens: int, batch_size: int, progress: Progress = SILENT
-) -> list[str]:
-    """Greedy answers of the backbone as it stands, one for each example."""
-    answers: list[str] = []
-    progress.start("answering", len(examples))
-    for start in range(0, len(examples), batch_size):
-        batch = list(examples[start : start + batch_size])
-        answers += backbone.generate(batch, max_new_tokens=max_new_tokens)
-        progress.advance(len(batch))
-    progress.stop()
-    return answers
+        return self._backbone.generate(
+            examples, max_new_tokens=self._max_new_tokens, batch_size=self._batch_size, progress=progress
+        )

@@ -1,0 +1,119 @@
+"""demo."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from inducekv.cli.common import JsonOption, QuietOption, SeedOption, helpful, out, print_json, require_extra
+
+if TYPE_CHECKING:
+    from inducekv.continual.runner import MethodResult
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(helpful(demo))
+
+
+def demo(
+    budget: Annotated[str, typer.Option(help="Bytes that each method may keep.")] = "256KiB",
+    report: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo-report"),
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Teach the model that ships with the package a stream of tasks it never saw, and compare; about three minutes."""
+    for module in ("peft", "matplotlib", "sklearn"):
+        require_extra(module)
+    from inducekv import Backbone, InducedModel, InduceKVConfig
+    from inducekv.bytes import format_bytes, parse_bytes
+    from inducekv.continual.gallery import gallery
+    from inducekv.continual.methods.inducekv import InduceKV
+    from inducekv.continual.methods.nearest_neighbour import NearestNeighbour
+    from inducekv.continual.methods.sequential_lora import SequentialLora
+    from inducekv.continual.methods.zero_shot import ZeroShot
+    from inducekv.continual.report import results_object, write_report
+    from inducekv.continual.runner import run
+    from inducekv.continual.stream import Stream
+    from inducekv.embedded import path
+    from inducekv.embedded.tasks import demo_stream
+    from inducekv.progress import console_progress
+
+    limit = parse_bytes(budget)
+    progress = console_progress(quiet or as_json)
+    stream = Stream.from_tasks(demo_stream(seed))
+    backbone = Backbone.from_pretrained(path())
+    model = InducedModel.from_pretrained(backbone, config=InduceKVConfig(budget=limit, seed=seed))
+    methods = [
+        ZeroShot(backbone),
+        SequentialLora(backbone, limit, seed=seed),
+        InduceKV(model),
+        NearestNeighbour(model),
+    ]
+    console = out()
+    talk = not (quiet or as_json)
+    if talk:
+        console.print(f"{len(stream)} tasks, one after another, {format_bytes(limit)} for each method\n", style="bold")
+
+    def after_task(number: int, results: Sequence[MethodResult]) -> None:
+        if talk:
+            console.print(_so_far(stream.tasks, number, results))
+
+    results = run(stream, methods, progress, after_task)
+    order = ["zero_shot", "nearest_neighbour", "sequential_lora", "inducekv"]
+    results.sort(key=lambda result: order.index(result.name))
+    figures = results_object(seed, limit, stream.tasks, results)
+    answered = gallery(stream, model, results[-1].final_answers)
+    questions = sum(len(experience.test) for experience in stream.experiences)
+    page = write_report(
+        report,
+        figures,
+        results,
+        answered,
+        title="A frozen model learns a stream of tasks",
+        when=f"demo, seed {seed}",
+        questions=questions,
+    )
+    if as_json:
+        print_json(figures)
+        return
+    console.print(_table(results))
+    console.print(f"report: {page}")
+
+
+def _so_far(tasks: Sequence[str], number: int, results: Sequence[MethodResult]) -> Table:
+    table = Table(
+        title=f"after {tasks[number]} ({number + 1}/{len(tasks)}): accuracy %", title_justify="left", box=None
+    )
+    table.add_column("")
+    for task in tasks[: number + 1]:
+        table.add_column(task, justify="right")
+    table.add_column("mean", justify="right")
+    for result in results:
+        row = result.matrix[number, : number + 1]
+        style = "bold" if result.name == "inducekv" else None
+        table.add_row(result.title, *(f"{cell:.0f}" for cell in row), f"{row.mean():.1f}", style=style)
+    return table
+
+
+def _table(results: Sequence[MethodResult]) -> Table:
+    table = Table(title="\nthe whole stream", title_justify="left")
+    for heading in ("method", "Avg", "Last", "forgetting", "bytes", "learn s", "answer s"):
+        table.add_column(heading, justify="left" if heading == "method" else "right")
+    for result in results:
+        figures = result.to_dict()
+        table.add_row(
+            result.title,
+            f"{figures['avg']:.1f}",
+            f"{figures['last']:.1f}",
+            f"{figures['forgetting']:.1f}",
+            f"{result.deployed_bytes:,}",
+            f"{result.learn_seconds:.1f}",
+            f"{result.answer_seconds:.1f}",
+            style="bold" if result.name == "inducekv" else None,
+        )
+    return table

@@ -1,0 +1,251 @@
+"""learn, ask, inspect, forget."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from inducekv.cli.common import (
+    JsonOption,
+    MemoryOption,
+    ModelOption,
+    QuietOption,
+    SeedOption,
+    helpful,
+    model_of,
+    out,
+    print_json,
+)
+
+_CONFIG_PANEL = "How to learn (all knobs: --config)"
+
+
+def register(app: typer.Typer) -> None:
+    for command in (learn, ask, inspect, forget):
+        app.command()(helpful(command))
+
+
+def learn(
+    data: Annotated[Path, typer.Argument(help="JSONL, LLaVA or chat JSON file, or a folder with train.jsonl.")],
+    memory: MemoryOption,
+    task: Annotated[str | None, typer.Option(help="Name of the task; by default the name of the data.")] = None,
+    model: ModelOption = None,
+    budget: Annotated[str | None, typer.Option(help="Bytes the memory may take, such as 256KiB.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="JSON file with InduceKVConfig fields.", rich_help_panel=_CONFIG_PANEL)
+    ] = None,
+    selector: Annotated[
+        str | None,
+        typer.Option(help="bilevel, greedy, herding, reservoir or random.", rich_help_panel=_CONFIG_PANEL),
+    ] = None,
+    payload: Annotated[
+        str | None, typer.Option(help="keep_answer, mean_pool or none.", rich_help_panel=_CONFIG_PANEL)
+    ] = None,
+    payload_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that pooling leaves of an entry.", rich_help_panel=_CONFIG_PANEL)
+    ] = None,
+    payload_dtype: Annotated[
+        str | None, typer.Option(help="float16, bfloat16 or int8.", rich_help_panel=_CONFIG_PANEL)
+    ] = None,
+    candidates: Annotated[
+        int | None, typer.Option(help="Most new examples to consider.", rich_help_panel=_CONFIG_PANEL)
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(help="Entries retrieved for a question.", rich_help_panel=_CONFIG_PANEL)
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Learn a task from examples; an existing memory is extended."""
+    from inducekv import InducedModel, KVMemory, read_examples
+    from inducekv.bytes import format_bytes, parse_bytes
+    from inducekv.memory_file import lock
+    from inducekv.progress import console_progress
+
+    given: dict[str, Any] = {
+        "budget": budget,
+        "selector": selector,
+        "payload": payload,
+        "payload_tokens": payload_tokens,
+        "payload_dtype": payload_dtype,
+        "candidates": candidates,
+        "top_k": top_k,
+        "seed": seed,
+    }
+    changes = {**_config_fields(config), **{name: value for name, value in given.items() if value is not None}}
+    if "budget" in changes:
+        parse_bytes(changes["budget"])
+    examples = read_examples(data)
+    name = task or (data.stem if data.is_file() else data.resolve().name)
+    memory.mkdir(parents=True, exist_ok=True)
+    progress = console_progress(quiet or as_json)
+    with lock(memory):
+        stored = KVMemory.from_pretrained(memory) if _holds_memory(memory) else None
+        source = model or ("embedded" if stored is None else model_of(stored, None))
+        induced = InducedModel.from_pretrained(
+            source, memory=None if stored is None else memory, config=_configuration(stored, changes)
+        )
+        report = induced.learn(examples, task=name, progress=progress)
+        induced.memory.metadata["model"] = _portable(source)
+        induced.save_memory(memory)
+    result = report.to_dict() | {"memory": str(memory)}
+    if as_json:
+        print_json(result)
+        return
+    out().print(
+        f"learned [bold]{name}[/bold]: kept {len(report.chosen)} of {report.candidates} candidates; "
+        f"{format_bytes(induced.memory.nbytes)} of {format_bytes(induced.memory.budget)} used -> {memory}"
+    )
+    for warning in report.warnings:
+        out().print(f"note: {warning}")
+
+
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    memory: MemoryOption,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; give it again for several.")] = None,
+    model: ModelOption = None,
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Answer a question, and name the entries the answer was read from."""
+    import torch
+
+    from inducekv import InducedModel, KVMemory
+    from inducekv.examples import check_image
+
+    for path in image or []:
+        check_image(path)
+    torch.manual_seed(seed)
+    stored = KVMemory.from_pretrained(memory)
+    induced = InducedModel.from_pretrained(model_of(stored, model), memory=memory)
+    answer = induced.answer(image or [], question)
+    if as_json:
+        print_json({"answer": answer.text, "sources": [asdict(source) for source in answer.sources]})
+        return
+    out().print(answer.text or "(an empty answer)", style="bold", markup=False)
+    if quiet:
+        return
+    if not answer.sources:
+        out().print("no entry is near enough to this question: answered as the plain model would", style="dim")
+        return
+    table = Table("entry", "task", "α", "attention mass", "question", "answer", box=None, header_style="dim")
+    for source in answer.sources:
+        table.add_row(
+            source.id,
+            source.task,
+            f"{source.alpha:.3f}",
+            f"{source.mass:.3f}",
+            source.question or "",
+            source.answer or "",
+        )
+    out().print(table)
+
+
+def inspect(
+    memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what a memory holds: tasks, entries, bytes by kind, calibration, fingerprint. Needs no model."""
+    from inducekv import KVMemory
+    from inducekv.bytes import format_bytes
+
+    stored = KVMemory.from_pretrained(memory)
+    counts: dict[str, int] = {}
+    for entry in stored.entries:
+        counts[entry.task] = counts.get(entry.task, 0) + 1
+    result = {
+        "memory": str(memory),
+        "entries": len(stored),
+        "tasks": counts,
+        "nbytes": stored.nbytes,
+        "budget": stored.budget,
+        "bytes_by_kind": stored.bytes_by_kind(),
+        "calibration": {
+            "tau": float(stored.calibration.tau),
+            "lambdas": [float(value) for value in stored.calibration.lambdas],
+        },
+        "thresholds": dict(stored.thresholds),
+        "metadata": dict(stored.metadata),
+        "fingerprint": stored.fingerprint,
+    }
+    if as_json:
+        print_json(result)
+        return
+    console = out()
+    console.print(
+        f"{memory}: {len(stored)} entries, {format_bytes(stored.nbytes)} of {format_bytes(stored.budget)}", style="bold"
+    )
+    if quiet:
+        return
+    table = Table("task", "entries", box=None, header_style="dim")
+    for name, count in counts.items():
+        table.add_row(name, str(count))
+    console.print(table)
+    kinds = Table("bytes", "", box=None, header_style="dim")
+    for kind, nbytes in stored.bytes_by_kind().items():
+        kinds.add_row(kind, f"{nbytes:,}")
+    console.print(kinds)
+    lambdas = " ".join(f"{value:.2f}" for value in result["calibration"]["lambdas"])
+    console.print(f"calibration: τ {result['calibration']['tau']:.4f}; λ by layer {lambdas}")
+    console.print("fingerprint: " + json.dumps(stored.fingerprint, sort_keys=True), style="dim", markup=False)
+
+
+def forget(
+    memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
+    task: Annotated[str, typer.Option(help="Name of the task to forget.")],
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Take a task out of a memory, and its raw examples out of the training state; nothing of it stays in the files."""
+    from inducekv import KVMemory
+    from inducekv.memory_file import lock
+    from inducekv.training_state import TrainingState
+
+    if not memory.is_dir():
+        raise ValueError(f"{memory}: no such folder")
+    with lock(memory):
+        stored = KVMemory.from_pretrained(memory)
+        if task not in stored.tasks:
+            raise ValueError(f"no task {task!r} in {memory}; it holds: {', '.join(stored.tasks) or 'no tasks'}")
+        dropped = stored.forget(task)
+        if TrainingState.exists(memory):
+            state = TrainingState.load(memory)
+            state.forget(task)
+            state.save(memory)
+        stored.save_pretrained(memory)
+    if as_json:
+        print_json({"memory": str(memory), "task": task, "dropped": dropped, "nbytes": stored.nbytes})
+    elif not quiet:
+        out().print(f"forgot {task}: {dropped} entries dropped, {len(stored)} left", markup=False)
+
+
+def _holds_memory(folder: Path) -> bool:
+    return (folder / "memory.json").exists()
+
+
+def _portable(model: str) -> str:
+    """A folder is kept as an absolute path, so that `ask` finds it from anywhere; a model's name stays as it is."""
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _config_fields(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: expected one JSON object of InduceKVConfig fields, got {type(fields).__name__}")
+    return fields
