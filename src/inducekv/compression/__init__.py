@@ -1,0 +1,47 @@
+"""Making a payload smaller, one method a file: fewer tokens (`Compression`) and fewer bits (`storage`)."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from inducekv.compression.base import Compression
+from inducekv.compression.keep_answer import KeepAnswer
+from inducekv.compression.mean_pool import MeanPool
+from inducekv.compression.none import NoCompression
+from inducekv.compression.storage import STORAGE_DTYPES, Stored, dequantise, quantise
+
+if TYPE_CHECKING:
+    from inducekv.config import InduceKVConfig
+
+COMPRESSIONS: dict[str, "Callable[[InduceKVConfig], Compression]"] = {
+    "none": lambda config: NoCompression(),
+    "mean_pool": lambda config: MeanPool(tokens=config.payload_tokens),
+    "keep_answer": lambda config: KeepAnswer(context_tokens=config.payload_tokens),
+}
+"""How each named method is made from a configuration."""
+
+
+def compression_named(config: "InduceKVConfig") -> Compression:
+    """The compression that `config.payload` names, or is.
+
+    Raises:
+        ValueError: no method has that name, or `config.payload_tokens` does not suit it.
+    """
+    if isinstance(config.payload, Compression):
+        return config.payload
+    if config.payload not in COMPRESSIONS:
+        raise ValueError(f"payload must be one of {', '.join(COMPRESSIONS)} or a Compression; got {config.payload!r}")
+    return COMPRESSIONS[config.payload](config)
+
+
+__all__ = [
+    "COMPRESSIONS",
+    "STORAGE_DTYPES",
+    "Compression",
+    "KeepAnswer",
+    "MeanPool",
+    "NoCompression",
+    "Stored",
+    "compression_named",
+    "dequantise",
+    "quantise",
+]

@@ -1,0 +1,122 @@
+"""Compressions keep what they promise; storage formats keep the numbers to their precision."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from inducekv.compression import (
+    COMPRESSIONS,
+    KeepAnswer,
+    MeanPool,
+    NoCompression,
+    compression_named,
+    dequantise,
+    quantise,
+)
+from inducekv.config import InduceKVConfig
+from inducekv.encoded import ANSWER, IMAGE, TEXT, Encoded
+
+KINDS = [TEXT, IMAGE, IMAGE, IMAGE, TEXT, TEXT, ANSWER, ANSWER]
+
+
+def encoded(kinds=KINDS, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, 3, 2, len(kinds), 4, generator=generator)
+    key = torch.nn.functional.normalize(torch.randn(6, generator=generator), dim=0)
+    return Encoded(key, keys, values, torch.tensor(kinds, dtype=torch.int8), span=len(kinds), answer_length=2)
+
+
+def test_none_changes_nothing():
+    example = encoded()
+    assert NoCompression().compress(example) is example
+
+
+def test_keep_answer_keeps_exactly_the_answer():
+    example = encoded()
+    small = KeepAnswer().compress(example)
+    assert torch.equal(small.keys, example.keys[:, :, 6:])
+    assert torch.equal(small.values, example.values[:, :, 6:])
+    assert small.kinds.tolist() == [ANSWER, ANSWER]
+    assert (small.span, small.answer_length) == (example.span, example.answer_length)
+
+
+def test_keep_answer_pools_the_rest_into_as_many_tokens_as_asked():
+    example = encoded()
+    small = KeepAnswer(context_tokens=2).compress(example)
+    assert torch.allclose(small.keys[:, :, 0], example.keys[:, :, :3].mean(2), atol=1e-6)
+    assert torch.allclose(small.values[:, :, 1], example.values[:, :, 3:6].mean(2), atol=1e-6)
+    assert torch.equal(small.keys[:, :, 2:], example.keys[:, :, 6:])
+    assert small.kinds.tolist() == [IMAGE, TEXT, ANSWER, ANSWER]
+
+
+def test_keep_answer_with_more_tokens_than_context_keeps_everything():
+    example = encoded()
+    assert torch.allclose(KeepAnswer(context_tokens=50).compress(example).keys, example.keys)
+
+
+def test_keep_answer_needs_an_answer():
+    with pytest.raises(ValueError, match="no answer tokens"):
+        KeepAnswer().compress(encoded([TEXT, IMAGE]))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 12))
+def test_mean_pool_gives_the_length_asked_and_keeps_the_mean(length, tokens):
+    example = encoded([TEXT] * (length - 1) + [ANSWER], seed=length)
+    small = MeanPool(tokens).compress(example)
+    assert small.tokens == min(length, tokens)
+    assert len(small.kinds) == small.tokens
+    if length % tokens == 0 or length <= tokens:
+        assert torch.allclose(small.keys.mean(2), example.keys.mean(2), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", COMPRESSIONS)
+def test_every_compression_keeps_frame_key_and_dtype(name):
+    example = encoded()
+    small = compression_named(InduceKVConfig(payload=name, payload_tokens=3)).compress(example)
+    assert 1 <= small.tokens <= example.tokens
+    assert small.keys.shape == small.values.shape
+    assert small.keys.dtype == example.keys.dtype
+    assert small.span == example.span
+    assert torch.equal(small.key, example.key)
+
+
+def test_a_compression_object_may_be_given_itself():
+    method = KeepAnswer(context_tokens=1)
+    assert compression_named(InduceKVConfig(payload=method)) is method
+
+
+@pytest.mark.parametrize("make", [lambda: MeanPool(0), lambda: KeepAnswer(-1)])
+def test_impossible_token_counts_are_refused(make):
+    with pytest.raises(ValueError, match="payload_tokens"):
+        make()
+
+
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 0.0), ("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 9e-3)])
+def test_storage_error_is_within_the_format_relative_to_the_largest_number_of_the_head(dtype, error):
+    tensor = (
+        torch.randn(5, 3, 2, 16, generator=torch.Generator().manual_seed(0))
+        * torch.tensor([1e-2, 1, 300])[:, None, None]
+    )
+    stored = quantise(tensor, dtype)
+    back = dequantise(*stored)
+    assert back.dtype == torch.float32
+    assert (stored.scales is not None) == (dtype == "int8")
+    assert bool(((back - tensor).abs() <= error * tensor.abs().amax(-1, keepdim=True)).all())
+
+
+def test_int8_takes_a_quarter_of_float32_and_zeros_stay_zeros():
+    stored = quantise(torch.zeros(2, 1, 1, 8), "int8")
+    assert stored.values.element_size() == 1
+    assert stored.scales.shape == (2, 1, 1) and stored.scales.dtype == torch.float16
+    assert dequantise(*stored).eq(0).all()
+
+
+def test_numbers_that_cannot_be_stored_are_refused():
+    with pytest.raises(ValueError, match="too large for float16"):
+        quantise(torch.tensor([[1e6]]), "float16")
+    with pytest.raises(ValueError, match="not finite"):
+        quantise(torch.tensor([[float("nan")]]), "int8")
+    with pytest.raises(ValueError, match="one of"):
+        quantise(torch.zeros(1, 1), "int3")
