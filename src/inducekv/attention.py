@@ -101,7 +101,7 @@ def _attend(
     mask: Tensor | None,
     **kwargs: Any,
 ) -> Any:
-    """The base kernel over [memory; own]. `query` is `[batch, heads, q, d]`, `key` and `value` `[batch, kv_heads, t, d]`."""
+    """The base kernel over [memory; own]: `query` `[batch, heads, q, d]`, `key`, `value` `[batch, kv_heads, t, d]`."""
     attachment: Attachment | None = module.__dict__.get(ATTRIBUTE)
     injection = None if attachment is None else attachment.injection
     if attachment is None or injection is None:

@@ -30,7 +30,9 @@ def parse_bytes(size: int | str) -> int:
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", size)
     if match is None or match[2].lower() not in UNITS:
         raise ValueError(f"cannot read {size!r} as a size; write a number and one of B, KB, MB, GB, KiB, MiB, GiB")
-    return int(float(match[1]) * UNITS[match[2].lower()]) if "." in match[1] else int(match[1]) * UNITS[match[2].lower()]
+    return (
+        int(float(match[1]) * UNITS[match[2].lower()]) if "." in match[1] else int(match[1]) * UNITS[match[2].lower()]
+    )
 
 
 def format_bytes(size: int) -> str:

@@ -1,0 +1,184 @@
+"""One entry of a memory: retrieval key, stored payload, and where it came from; and what each part weighs."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float16, Num
+from torch import Tensor
+
+from inducekv.compression.storage import STORAGE_DTYPES, dequantise, quantise
+from inducekv.config import PayloadDtype
+from inducekv.encoded import Encoded
+
+TEXT_LIMIT = 512
+"""UTF-8 bytes of question and answer kept with an entry, together."""
+NAME_LIMIT = 128
+"""UTF-8 bytes of an entry's id, and of a task's name."""
+BOOKKEEPING = 16
+"""Bytes of an entry's four int32 numbers: tokens, span, answer length, task."""
+TASK_BOOKKEEPING = 40
+"""Bytes counted for a task beside its name: its abstention threshold, written as JSON."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape of the entries of one memory.
+
+    Attributes:
+        layers: the model's layers that payloads are kept for, ascending.
+        kv_heads, head_dim: of those layers.
+        key_dim: length of a retrieval key.
+    """
+
+    layers: tuple[int, ...]
+    kv_heads: int
+    head_dim: int
+    key_dim: int
+
+    def __post_init__(self) -> None:
+        sizes = (len(self.layers), self.kv_heads, self.head_dim, self.key_dim)
+        if any(isinstance(x, bool) or not isinstance(x, int) for x in (*sizes, *self.layers)):
+            raise TypeError(f"a layout is made of whole numbers, got {self}")
+        if not all(1 <= size <= 2**20 for size in sizes) or min(self.layers) < 0:
+            raise ValueError(f"a layout needs at least one layer, head and dimension, got {self}")
+        if sorted(set(self.layers)) != list(self.layers):
+            raise ValueError(f"layers must be ascending and different, got {self.layers}")
+
+    def payload_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str) -> int:
+        """Bytes of keys and values of `tokens` tokens, without scales."""
+        width = STORAGE_DTYPES[payload_dtype].itemsize
+        return 2 * tokens * len(self.layers) * self.kv_heads * self.head_dim * width
+
+    def scales_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str) -> int:
+        """Bytes of the float16 scales of int8 payloads: one a token, layer and head, for keys and for values."""
+        return 2 * tokens * len(self.layers) * self.kv_heads * 2 if payload_dtype == "int8" else 0
+
+    def entry_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str, text_nbytes: int) -> int:
+        """Bytes that an entry takes in the memory file: key, payload, scales, bookkeeping, text (`text_nbytes`)."""
+        payload = self.payload_nbytes(tokens, payload_dtype) + self.scales_nbytes(tokens, payload_dtype)
+        return 2 * self.key_dim + payload + BOOKKEEPING + text_nbytes
+
+    def base_nbytes(self, tasks: Iterable[str]) -> int:
+        """Bytes beside the entries: the calibration phi (float32) and the table of tasks."""
+        return 4 * (1 + len(self.layers)) + sum(len(_json(task)) + TASK_BOOKKEEPING for task in set(tasks))
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Keys and values as they lie in the file.
+
+    Attributes:
+        keys, values: `[tokens, layers, kv_heads, head_dim]` in the storage dtype; keys in the canonical frame.
+        key_scales, value_scales: `[tokens, layers, kv_heads]` float16 for int8 payloads, else None.
+    """
+
+    keys: Num[Tensor, "tokens layers kv_heads head_dim"]
+    values: Num[Tensor, "tokens layers kv_heads head_dim"]
+    key_scales: Float[Tensor, "tokens layers kv_heads"] | None = None
+    value_scales: Float[Tensor, "tokens layers kv_heads"] | None = None
+
+    @property
+    def tokens(self) -> int:
+        return self.keys.shape[0]
+
+    @classmethod
+    def store(cls, encoded: Encoded, payload_dtype: PayloadDtype | str) -> "Payload":
+        """Quantise an encoded example's keys and values.
+
+        Raises:
+            ValueError: unknown dtype, numbers that are not finite, or no tokens.
+        """
+        if encoded.tokens == 0:
+            raise ValueError("a payload needs at least one token")
+        keys, values = (x.detach().cpu().permute(2, 0, 1, 3).contiguous() for x in (encoded.keys, encoded.values))
+        stored_keys, stored_values = quantise(keys, payload_dtype), quantise(values, payload_dtype)
+        return cls(stored_keys.values, stored_values.values, stored_keys.scales, stored_values.scales)
+
+    def load(self) -> tuple[Tensor, Tensor]:
+        """Keys and values as float32 `[layers, kv_heads, tokens, head_dim]`."""
+        keys = dequantise(self.keys, self.key_scales)
+        values = dequantise(self.values, self.value_scales)
+        return keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One learned example as it is kept.
+
+    Attributes:
+        id: unique in a memory; at most 128 UTF-8 bytes.
+        task: name of the task it was learned with; at most 128 UTF-8 bytes.
+        key: `[key_dim]` float16, unit norm.
+        payload: see `Payload`.
+        span: positions it occupies.
+        answer_length: answer tokens of the original example.
+        question, answer: source text to show to a person, shortened to 512 UTF-8 bytes together (the question first).
+    """
+
+    id: str
+    task: str
+    key: Float16[Tensor, "key_dim"]
+    payload: Payload
+    span: int
+    answer_length: int
+    question: str = ""
+    answer: str = ""
+
+    def __post_init__(self) -> None:
+        for what, name in (("entry id", self.id), ("task name", self.task)):
+            check_name(what, name)
+        for what, number in (("span", self.span), ("answer_length", self.answer_length)):
+            if not 0 <= number < 2**31:
+                raise ValueError(f"{what} must be a whole number from 0 to 2^31 - 1, got {number}")
+        answer = shorten(self.answer, TEXT_LIMIT)
+        object.__setattr__(self, "answer", answer)
+        object.__setattr__(self, "question", shorten(self.question, TEXT_LIMIT - len(answer.encode())))
+
+    @classmethod
+    def of(
+        cls,
+        encoded: Encoded,
+        *,
+        id: str,
+        task: str,
+        payload_dtype: PayloadDtype | str,
+        question: str = "",
+        answer: str = "",
+    ) -> "Entry":
+        """An entry from an encoded (and compressed) example."""
+        key = encoded.key.detach().cpu().to(torch.float16)
+        payload = Payload.store(encoded, payload_dtype)
+        return cls(id, task, key, payload, encoded.span, encoded.answer_length, question, answer)
+
+    @property
+    def text(self) -> bytes:
+        """Id, question and answer as one line of JSON: how they lie in the file."""
+        return _json([self.id, self.question, self.answer]) + b"\n"
+
+
+def shorten(text: str, limit: int) -> str:
+    """`text` in at most `limit` UTF-8 bytes, "…" at the end where something was cut off."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= limit:
+        return data.decode()
+    if limit < 3:
+        return ""
+    return data[: limit - 3].decode(errors="ignore") + "…"
+
+
+def check_name(what: str, name: str) -> None:
+    """
+    Raises:
+        ValueError: `name` is empty, longer than 128 UTF-8 bytes, or holds characters that cannot be printed.
+        TypeError: it is not a str.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{what} must be text, got {name!r}")
+    if not name or not name.isprintable() or len(name.encode("utf-8", "replace")) > NAME_LIMIT:
+        raise ValueError(f"{what} must be 1 to {NAME_LIMIT} bytes of printable text, got {name[:NAME_LIMIT]!r}")
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()

@@ -1,0 +1,276 @@
+"""What was learned: entries under a byte budget that holds at every moment."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Float32, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from inducekv import memory_file
+from inducekv.bytes import format_bytes, parse_bytes
+from inducekv.compression.storage import STORAGE_DTYPES
+from inducekv.config import PayloadDtype
+from inducekv.entry import BOOKKEEPING, Entry, Layout, check_name
+from inducekv.payloads import Payloads
+from inducekv.retrieval import Calibration
+
+if TYPE_CHECKING:
+    from inducekv.backbone import Backbone
+
+KEPT_READY = 64 * 2**20
+"""Dequantised payloads of a whole memory up to this many bytes are kept ready between questions."""
+
+
+class BudgetError(ValueError):
+    """What was asked for does not fit into the budget. Nothing was changed."""
+
+
+class KVMemory:
+    """Entries of one backbone under a budget of bytes.
+
+    Attributes:
+        budget: bytes that `nbytes` never exceeds.
+        layout: shape of the entries.
+        payload_dtype: number format of the payloads.
+        fingerprint: of the backbone that made the entries (`Backbone.fingerprint`).
+        calibration: phi (temperature, and scale of the values for each layer).
+        thresholds: least similarity of a question to a task's best entry, by task; below it nothing is retrieved.
+
+    Raises:
+        BudgetError: the budget is too small even for an empty memory.
+        ValueError, TypeError: an argument is not allowed.
+    """
+
+    def __init__(
+        self, budget: int | str, layout: Layout, payload_dtype: PayloadDtype | str, fingerprint: dict[str, Any]
+    ) -> None:
+        if payload_dtype not in STORAGE_DTYPES:
+            raise ValueError(f"payload_dtype must be one of {', '.join(STORAGE_DTYPES)}; got {payload_dtype!r}")
+        self.budget = parse_bytes(budget)
+        self.layout = layout
+        self.payload_dtype = payload_dtype
+        self.fingerprint = dict(fingerprint)
+        self.calibration = Calibration.identity(len(layout.layers))
+        self.thresholds: dict[str, float] = {}
+        self._entries: list[Entry] = []
+        self._keys: Tensor | None = None
+        self._payloads: Payloads | None = None
+        self._check_budget([], self.budget)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __repr__(self) -> str:
+        size, budget = format_bytes(self.nbytes), format_bytes(self.budget)
+        return f"KVMemory({len(self)} entries of {len(self.tasks)} tasks, {size} of {budget})"
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """All entries, in the order in which they were added."""
+        return tuple(self._entries)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks that have entries, in the order of their first entry."""
+        return tuple(dict.fromkeys(entry.task for entry in self._entries))
+
+    # -- size
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of everything the memory holds; on disk it takes at most 64 KiB more."""
+        return self._size(self._entries)
+
+    def entry_nbytes(self, entry: Entry) -> int:
+        """Bytes of one entry (without its task's row in the table of tasks, see `Layout.base_nbytes`)."""
+        return self.layout.entry_nbytes(entry.payload.tokens, self.payload_dtype, len(entry.text))
+
+    def bytes_by_kind(self) -> dict[str, int]:
+        """`nbytes` split into keys, payload, scales, text, bookkeeping and calibration."""
+        tokens = sum(entry.payload.tokens for entry in self._entries)
+        calibration = self.layout.base_nbytes(())
+        return {
+            "keys": 2 * self.layout.key_dim * len(self),
+            "payload": self.layout.payload_nbytes(tokens, self.payload_dtype),
+            "scales": self.layout.scales_nbytes(tokens, self.payload_dtype),
+            "text": sum(len(entry.text) for entry in self._entries),
+            "bookkeeping": BOOKKEEPING * len(self) + self.layout.base_nbytes(self.tasks) - calibration,
+            "calibration": calibration,
+        }
+
+    def _size(self, entries: Iterable[Entry]) -> int:
+        entries = list(entries)
+        return self.layout.base_nbytes(entry.task for entry in entries) + sum(map(self.entry_nbytes, entries))
+
+    def _check_budget(self, entries: Iterable[Entry], budget: int) -> None:
+        size = self._size(entries)
+        if size > budget:
+            raise BudgetError(
+                f"this would take {size:,} bytes ({format_bytes(size)}), "
+                f"the budget is {budget:,} ({format_bytes(budget)}); "
+                "raise the budget, store fewer or shorter entries, or use a smaller payload dtype"
+            )
+
+    def resize(self, budget: int | str) -> None:
+        """Change the budget.
+
+        Raises:
+            BudgetError: the memory holds more than that already.
+        """
+        size = parse_bytes(budget)
+        self._check_budget(self._entries, size)
+        self.budget = size
+
+    # -- entries
+
+    def add(self, entry: Entry) -> None:
+        """Add one entry; see `add_all`."""
+        self.add_all([entry])
+
+    def add_all(self, entries: Sequence[Entry]) -> None:
+        """Add entries, all or none.
+
+        Raises:
+            BudgetError: they do not fit.
+            ValueError: an id is taken, or a shape or dtype is not this memory's.
+        """
+        self.replace_all([*self._entries, *entries])
+
+    def replace_all(self, entries: Sequence[Entry]) -> None:
+        """Hold exactly these entries from now on, or (on an error) exactly the old ones.
+
+        Raises:
+            BudgetError, ValueError: as `add_all`.
+        """
+        known = {id(entry) for entry in self._entries}
+        for entry in entries:
+            if id(entry) not in known:
+                self._check_entry(entry)
+        if repeated := [name for name, count in Counter(entry.id for entry in entries).items() if count > 1]:
+            raise ValueError(f"entry ids must be unique in a memory, {repeated[0]!r} comes more than once")
+        self._check_budget(entries, self.budget)
+        self._entries = list(entries)
+        self._keys = self._payloads = None
+        present = set(self.tasks)
+        self.thresholds = {task: value for task, value in self.thresholds.items() if task in present}
+
+    def drop(self, ids: Iterable[str]) -> int:
+        """Remove entries by id; returns how many. Their bytes leave the file with the next `save_pretrained`.
+
+        Raises:
+            ValueError: an id is not in the memory (nothing is removed).
+        """
+        gone = set(ids)
+        if missing := gone - {entry.id for entry in self._entries}:
+            raise ValueError(f"no entry with id {min(missing)!r} in this memory")
+        self.replace_all([entry for entry in self._entries if entry.id not in gone])
+        return len(gone)
+
+    def forget(self, task: str) -> int:
+        """Remove a task with all its entries and its threshold; returns how many entries.
+
+        Raises:
+            ValueError: no such task (the message names those present).
+        """
+        if task not in self.tasks:
+            raise ValueError(f"no task {task!r} in this memory; tasks: {', '.join(map(repr, self.tasks)) or 'none'}")
+        return self.drop([entry.id for entry in self._entries if entry.task == task])
+
+    def merge(self, other: "KVMemory") -> int:
+        """Add another memory's entries whose ids are not here yet; returns how many.
+
+        Thresholds of tasks that are new here come along; the calibration does only if this memory was empty.
+
+        Raises:
+            BudgetError: they do not fit (nothing is added).
+            ValueError: the memories differ in layout, payload dtype or backbone.
+        """
+        for name in ("layout", "payload_dtype", "fingerprint"):
+            if getattr(self, name) != getattr(other, name):
+                raise ValueError(
+                    f"memories to merge must have the same {name}; got {getattr(self, name)} and {getattr(other, name)}"
+                )
+        here, was_empty = {entry.id for entry in self._entries}, not self._entries
+        new = [entry for entry in other._entries if entry.id not in here]
+        self.add_all(new)
+        if was_empty:
+            self.calibration = other.calibration
+        self.thresholds = {t: v for t, v in other.thresholds.items() if t in self.tasks} | self.thresholds
+        return len(new)
+
+    def _check_entry(self, entry: Entry) -> None:
+        check_name("entry id", entry.id)
+        layout, payload = self.layout, entry.payload
+        shape = (payload.tokens, len(layout.layers), layout.kv_heads, layout.head_dim)
+        dtype = STORAGE_DTYPES[self.payload_dtype]
+        for name, tensor in (("keys", payload.keys), ("values", payload.values)):
+            if tuple(tensor.shape) != shape or tensor.dtype != dtype or not payload.tokens:
+                raise ValueError(
+                    f"payload {name} of entry {entry.id!r} must be {dtype} [tokens >= 1, layers, kv_heads, head_dim] = "
+                    f"{list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
+                )
+        for name, scales in (("key_scales", payload.key_scales), ("value_scales", payload.value_scales)):
+            if (scales is not None) != (self.payload_dtype == "int8"):
+                raise ValueError(f"{name} of entry {entry.id!r}: int8 payloads, and only they, have scales")
+            if scales is not None and (tuple(scales.shape) != shape[:-1] or scales.dtype != torch.float16):
+                raise ValueError(
+                    f"{name} of entry {entry.id!r} must be float16 {list(shape[:-1])}, "
+                    f"got {scales.dtype} {list(scales.shape)}"
+                )
+        if tuple(entry.key.shape) != (layout.key_dim,) or entry.key.dtype != torch.float16:
+            raise ValueError(
+                f"key of entry {entry.id!r} must be float16 [{layout.key_dim}], "
+                f"got {entry.key.dtype} {list(entry.key.shape)}"
+            )
+        numbers = (entry.key, payload.keys, payload.values, payload.key_scales, payload.value_scales)
+        if not all(torch.isfinite(x).all() for x in numbers if x is not None):
+            raise ValueError(f"entry {entry.id!r} holds numbers that are not finite")
+
+    # -- reading
+
+    def keys(self) -> Float32[Tensor, "n key_dim"]:
+        """Retrieval keys `[n, key_dim]`, float32, unit norm, in the order of `entries`."""
+        if self._keys is None:
+            rows = [entry.key for entry in self._entries]
+            stacked = torch.stack(rows) if rows else torch.empty(0, self.layout.key_dim, dtype=torch.float16)
+            self._keys = normalize(stacked.float(), dim=-1)
+        return self._keys
+
+    def threshold_of_entries(self) -> Float[Tensor, "n"]:
+        """Each entry's task's threshold `[n]`; minus infinity where the task has none."""
+        return torch.tensor([self.thresholds.get(entry.task, -torch.inf) for entry in self._entries])
+
+    def payloads(self, indices: Int[Tensor, "chosen"]) -> Payloads:
+        """Dequantised payloads (float32) of some entries, by their place in `entries`."""
+        tokens = max((entry.payload.tokens for entry in self._entries), default=0)
+        if len(self) * self.layout.payload_nbytes(tokens, "float32") > KEPT_READY:
+            return self._load(self._entries[i] for i in indices.tolist())
+        if self._payloads is None:
+            self._payloads = self._load(self._entries)
+        return self._payloads.payloads(indices)
+
+    def _load(self, entries: Iterable[Entry]) -> Payloads:
+        entries = list(entries)
+        loaded = [entry.payload.load() for entry in entries]
+        return Payloads.stack([k for k, _ in loaded], [v for _, v in loaded], [entry.span for entry in entries])
+
+    # -- files
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write `memory.json` and one safetensors file. See `memory_file.save`."""
+        memory_file.save(self, Path(directory))
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, backbone: "Backbone | None" = None) -> "KVMemory":
+        """Read a memory; with a backbone, check that it belongs to it. See `memory_file.load`."""
+        return memory_file.load(cls, Path(directory), backbone)
+
+    @staticmethod
+    def lock(directory: str | Path, timeout: float = 0.0) -> AbstractContextManager[None]:
+        """Keep other writers out of a memory's directory. See `memory_file.lock`."""
+        return memory_file.lock(Path(directory), timeout)
