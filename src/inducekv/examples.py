@@ -40,9 +40,17 @@ def check_image(path: Path) -> tuple[int, int]:
             with Image.open(path) as image:
                 size = image.size
     except _BROKEN as error:
-        raise ValueError(f"image {path}: not a readable picture ({error})") from error
+        raise _unreadable(path, error) from error
     _check_pixels(path, size)
     return size
+
+
+def _unreadable(name: Any, error: Exception) -> ValueError:
+    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit: width and height are not told
+        return ValueError(
+            f"image {name}: too many pixels, at most {MAX_IMAGE_PIXELS:,} pixels are allowed; make it smaller ({error})"
+        )
+    return ValueError(f"image {name}: not a readable picture ({error})")
 
 
 def _check_file_size(path: Path) -> None:
@@ -72,7 +80,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
     except _BROKEN as error:
-        raise ValueError(f"image {name}: not a readable picture ({error})") from error
+        raise _unreadable(name, error) from error
     _check_pixels(name, image.size)
     return image
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from inducekv.continual.graders import exact_match
 from inducekv.continual.stream import Stream
 from inducekv.examples import Example
-from inducekv.model import InducedModel, Source
+
+if TYPE_CHECKING:
+    from inducekv.model import InducedModel, Source
 
 
 @dataclass(frozen=True)
