@@ -175,7 +175,12 @@ class SequentialLora(Method):
 
 def _text_linears(backbone: Backbone) -> dict[str, tuple[int, int]]:
     """Every linear inside the text model's layers, by its full name in the model."""
-    inside = {id(module) for layer in backbone.layers for module in layer.modules() if isinstance(module, nn.Linear)}
+    inside = {
+        id(module)
+        for layer in backbone.text_model.layers
+        for module in layer.modules()
+        if isinstance(module, nn.Linear)
+    }
     return {
         name: (module.in_features, module.out_features)
         for name, module in backbone.model.named_modules()
