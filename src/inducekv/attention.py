@@ -119,7 +119,7 @@ def _attend(
     if injection.bias is None and mask.dtype == torch.bool:
         mask = torch.cat([visible.expand(-1, mask.shape[1], -1, -1), mask], -1)
     else:
-        lowest = torch.finfo(query.dtype).min
+        lowest = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min)  # eager softmax is float32
         if mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, lowest)
         bias = (
@@ -175,7 +175,7 @@ def inducekv_eager(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> Any:
     """The model file's own eager attention, over memory too."""
-    base = sys.modules[type(module).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    base = sys.modules[type(module).__module__].eager_attention_forward
     return _attend(base, module, query, key, value, attention_mask, **kwargs)
 
 

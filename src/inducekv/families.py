@@ -115,7 +115,7 @@ def family_of(model: nn.Module) -> Family:
     return family
 
 
-def rotation(family: Family, text_model: nn.Module, positions: Int[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
+def rotation(family: Family, text_model: Any, positions: Int[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
     """cos and sin `[*shape, rotary_dim]` float32 that move a key by `positions` (may be negative)."""
     rotary = text_model.rotary_emb
     like = torch.zeros((), dtype=torch.float32, device=positions.device)

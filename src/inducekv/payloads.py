@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,6 +80,7 @@ class Payloads:
         return cls.stack([e.keys for e in encoded], [e.values for e in encoded], [e.span for e in encoded])
 
 
+@runtime_checkable
 class PayloadSource(Protocol):
     """Anything that can hand out payloads by index: `Payloads` themselves, or a `KVMemory`."""
 

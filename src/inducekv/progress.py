@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Hook that library functions report to: `start` a stage of `total` steps, `advance`, `stop`."""
 

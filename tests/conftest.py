@@ -1,0 +1,39 @@
+"""Shapes and types of every annotated function are checked while the tests run, and only then."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))
+
+from jaxtyping import install_import_hook
+
+_hook = install_import_hook("inducekv", "beartype.beartype")  # before the first import of inducekv
+
+import pytest
+import tiny
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def llava() -> "tiny.Backbone":
+    """A tiny random LLaVA in float64 with its real processor."""
+    return tiny.llava()
+
+
+@pytest.fixture(scope="session")
+def qwen() -> "tiny.Backbone":
+    """A tiny random Qwen2.5-VL in float64 with a stand-in for the processor that needs torchvision."""
+    return tiny.qwen2_5_vl()
+
+
+@pytest.fixture(params=["llava", "qwen"])
+def backbone(request: pytest.FixtureRequest) -> "tiny.Backbone":
+    """Each of the tiny models in turn."""
+    return request.getfixturevalue(request.param)
