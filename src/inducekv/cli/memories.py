@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -21,6 +21,9 @@ from inducekv.cli.common import (
     out,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from inducekv import InduceKVConfig, KVMemory
 
 _CONFIG_PANEL = "How to learn (all knobs: --config)"
 
@@ -91,8 +94,8 @@ def learn(
         induced = InducedModel.from_pretrained(
             source, memory=None if stored is None else memory, config=_configuration(stored, changes)
         )
-        report = induced.learn(examples, task=name, progress=progress)
         induced.memory.metadata["model"] = _portable(source)
+        report = induced.learn(examples, task=name, progress=progress)
         induced.save_memory(memory)
     result = report.to_dict() | {"memory": str(memory)}
     if as_json:
@@ -163,6 +166,8 @@ def inspect(
     counts: dict[str, int] = {}
     for entry in stored.entries:
         counts[entry.task] = counts.get(entry.task, 0) + 1
+    lambdas = [float(value) for value in stored.calibration.lambdas]
+    tau = float(stored.calibration.tau)
     result = {
         "memory": str(memory),
         "entries": len(stored),
@@ -170,10 +175,7 @@ def inspect(
         "nbytes": stored.nbytes,
         "budget": stored.budget,
         "bytes_by_kind": stored.bytes_by_kind(),
-        "calibration": {
-            "tau": float(stored.calibration.tau),
-            "lambdas": [float(value) for value in stored.calibration.lambdas],
-        },
+        "calibration": {"tau": tau, "lambdas": lambdas},
         "thresholds": dict(stored.thresholds),
         "metadata": dict(stored.metadata),
         "fingerprint": stored.fingerprint,
@@ -195,8 +197,7 @@ def inspect(
     for kind, nbytes in stored.bytes_by_kind().items():
         kinds.add_row(kind, f"{nbytes:,}")
     console.print(kinds)
-    lambdas = " ".join(f"{value:.2f}" for value in result["calibration"]["lambdas"])
-    console.print(f"calibration: τ {result['calibration']['tau']:.4f}; λ by layer {lambdas}")
+    console.print(f"calibration: τ {tau:.4f}; λ by layer {' '.join(f'{value:.2f}' for value in lambdas)}")
     console.print("fingerprint: " + json.dumps(stored.fingerprint, sort_keys=True), style="dim", markup=False)
 
 
@@ -219,9 +220,8 @@ def forget(
         if task not in stored.tasks:
             raise ValueError(f"no task {task!r} in {memory}; it holds: {', '.join(stored.tasks) or 'no tasks'}")
         dropped = stored.forget(task)
-        if TrainingState.exists(memory):
-            state = TrainingState.load(memory)
-            state.forget(task)
+        state = TrainingState.load(memory)
+        if state.forget(task):
             state.save(memory)
         stored.save_pretrained(memory)
     if as_json:
@@ -249,3 +249,14 @@ def _config_fields(path: Path | None) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: expected one JSON object of InduceKVConfig fields, got {type(fields).__name__}")
     return fields
+
+
+def _configuration(stored: KVMemory | None, changes: dict[str, Any]) -> InduceKVConfig:
+    """The defaults, how the memory is read, and what was asked for; later ones win. A new budget resizes the memory."""
+    from inducekv import InduceKVConfig
+
+    if stored is None:
+        return InduceKVConfig.from_dict(changes)
+    kept = json.loads(stored.metadata.get("reading", "{}"))
+    known = {"budget": stored.budget, "payload_dtype": stored.payload_dtype}
+    return InduceKVConfig.from_dict({**kept, **known, **changes})

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-
 from inducekv.continual.methods.base import Method
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
 from inducekv.model import InducedModel
 from inducekv.progress import SILENT, Progress
+from inducekv.retrieval import similarities
 
 
 class NearestNeighbour(Method):
@@ -35,8 +34,9 @@ class NearestNeighbour(Method):
         if not len(memory):
             return [""] * len(examples)
         queries = self._model.query_keys(list(examples), progress=progress)
-        nearest = torch.argmax(queries @ memory.keys().to(queries).T, dim=1)
-        return [memory.entries[int(index)].answer or "" for index in nearest]
+        nearest = similarities(queries, memory.keys(), self._model.config.key_centering).argmax(dim=1)
+        entries = memory.entries
+        return [entries[index].answer for index in nearest.tolist()]
 
     @property
     def deployed_bytes(self) -> int:

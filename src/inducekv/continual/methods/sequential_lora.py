@@ -56,7 +56,7 @@ def solve_size(linears: Mapping[str, tuple[int, int]], budget: int) -> LoraSize:
     """
     query_value = [name for name in linears if name.rpartition(".")[2] in _ATTENTION_IN]
     narrower = [query_value[start:] for start in range(len(query_value))]
-    for modules in [list(linears), *narrower, *[[name] for name in reversed(linears)]]:
+    for modules in [list(linears), *narrower, *[[name] for name in reversed(list(linears))]]:
         per_rank = _BYTES_PER_NUMBER * sum(sum(linears[name]) for name in modules)
         rank = budget // per_rank if per_rank else 0
         if modules and rank >= 1:

@@ -1,0 +1,5 @@
+"""`python -m inducekv.cli`."""
+
+from inducekv.cli import main
+
+main()
