@@ -11,9 +11,10 @@ from jaxtyping import install_import_hook
 
 _hook = install_import_hook("inducekv", "beartype.beartype")  # before the first import of inducekv
 
-import pytest
-import tiny
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import tiny  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

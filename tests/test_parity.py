@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-import tiny
 import torch
 from torch import Tensor
 
+import tiny
 from inducekv.attention import attached
 from inducekv.backbone import Backbone
 from inducekv.examples import Example

@@ -273,7 +273,7 @@ class Backbone:
 
     @torch.no_grad()
     def query_keys_from_inputs(
-        self, *, key_layer: int | None = None, key_pool: KeyPool = "last", **inputs: Tensor
+        self, *, key_layer: int | None = None, key_pool: KeyPool = "last", **inputs: Any
     ) -> Float32[Tensor, "rows hidden"]:
         """Retrieval keys `[rows, hidden]` of model inputs that end with a generation prompt, padded on either side."""
         inputs = {name: x for name, x in inputs.items() if x is not None}
