@@ -24,7 +24,7 @@ def trace(model: Any) -> list[Any]:
         (
             sorted(module.__dict__),
             list(module._forward_pre_hooks),
-            getattr(module, "config", None) and module.config._attn_implementation,
+            module.config._attn_implementation if hasattr(module, "config") else None,
         )
         for module in model.modules()
     ]
@@ -222,7 +222,7 @@ def test_other_attention_implementations_are_refused(monkeypatch: pytest.MonkeyP
     backbone = tiny.llava()
     monkeypatch.setattr(backbone.text_model.config, "_attn_implementation_internal", "flash_attention_2")
     with (
-        pytest.raises(ValueError, match="flash_attention_2.*'sdpa' or 'eager'"),
+        pytest.raises(ValueError, match=r"flash_attention_2.*'sdpa' or 'eager'"),
         attached(backbone, memory_of(tiny.llava(), LEARNED)),
     ):
         pass

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -149,10 +149,9 @@ def _index_digest(index: dict[str, Any]) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     """Write under a temporary name, flush to the disk, rename."""
-    handle, name = tempfile.mkstemp(prefix=".memory-", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
+    temporary = path.parent / f".memory-{os.getpid()}-{secrets.token_hex(4)}.tmp"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -1,0 +1,432 @@
+"""Entries under a budget: accounting, atomic changes, and files that can be trusted."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from inducekv import memory_file
+from inducekv.config import InduceKVConfig
+from inducekv.entry import TEXT_LIMIT, Entry, Layout, Payload
+from inducekv.memory import BudgetError, KVMemory
+from inducekv.memory_file import FingerprintError, MemoryFileError, MemoryLockedError
+from inducekv.retrieval import Calibration
+
+LAYOUT = Layout((0, 1, 2), kv_heads=2, head_dim=4, key_dim=8)
+FINGERPRINT = {"architecture": "Tiny", "layers": 3, "key_layer": 3, "key_pool": "last"}
+DTYPES = ["float32", "float16", "bfloat16", "int8"]
+
+
+def entry(seed: int, tokens: int = 2, task: str = "birds", dtype: str = "int8", answer: str = "zorb") -> Entry:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (tokens, 3, 2, 4)
+    if dtype == "int8":
+        numbers = [torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8) for _ in range(2)]
+        scales = [torch.rand(shape[:-1], generator=generator).half() for _ in range(2)]
+        payload = Payload(*numbers, *scales)
+    else:
+        payload = Payload(*(torch.randn(shape, generator=generator).to(getattr(torch, dtype)) for _ in range(2)))
+    key = torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=-1).half()
+    return Entry(f"entry-{seed}", task, key, payload, tokens + 3, 2, f"what is {seed}?", answer)
+
+
+def memory(budget: int | str = "64KiB", dtype: str = "int8", fingerprint: dict | None = None) -> KVMemory:
+    return KVMemory(budget, LAYOUT, dtype, FINGERPRINT if fingerprint is None else fingerprint)
+
+
+def filled(dtype: str = "int8") -> KVMemory:
+    full = memory(dtype=dtype)
+    full.add_all(
+        [entry(i, 1 + i % 3, ("birds", "ships\u2028ü")[i % 2].replace("\u2028", " "), dtype) for i in range(6)]
+    )
+    full.calibration = Calibration(torch.tensor(-1.5), torch.tensor([0.5, torch.inf, -2.0]))
+    full.thresholds = {"birds": 0.25}
+    return full
+
+
+def same(a: Entry, b: Entry) -> bool:
+    tensors = [(x.key, x.payload.keys, x.payload.values, x.payload.key_scales, x.payload.value_scales) for x in (a, b)]
+    names = [(x.id, x.task, x.span, x.answer_length, x.question, x.answer) for x in (a, b)]
+    pairs = zip(*tensors, strict=True)
+    return names[0] == names[1] and all((x is None and y is None) or torch.equal(x, y) for x, y in pairs)
+
+
+def assert_same(a: KVMemory, b: KVMemory) -> None:
+    assert len(a) == len(b) and all(map(same, a.entries, b.entries))
+    for name in ("budget", "layout", "payload_dtype", "fingerprint", "thresholds", "tasks", "nbytes"):
+        assert getattr(a, name) == getattr(b, name), name
+    assert torch.equal(a.calibration.phi_tau, b.calibration.phi_tau)
+    assert torch.equal(a.calibration.phi_lambda, b.calibration.phi_lambda)
+
+
+def bytes_on_disk(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.iterdir())
+
+
+def tensor_file(directory: Path) -> Path:
+    (path,) = directory.glob("memory-*.safetensors")
+    return path
+
+
+# -- size
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    budget=st.integers(100, 3000),
+    steps=st.lists(
+        st.one_of(
+            st.tuples(st.just("add"), st.integers(0, 30), st.integers(1, 5), st.sampled_from(["a", "b", "ü" * 9])),
+            st.tuples(st.just("drop"), st.integers(0, 30)),
+            st.tuples(st.just("forget"), st.sampled_from(["a", "b", "ü" * 9])),
+            st.tuples(st.just("merge"), st.integers(0, 30), st.integers(1, 5)),
+            st.tuples(st.just("resize"), st.integers(0, 3000)),
+        ),
+        max_size=25,
+    ),
+)
+def test_no_order_of_operations_breaks_the_budget(budget: int, steps: list, tmp_path_factory: object) -> None:
+    held = memory(budget)
+    for step in steps:
+        before, size_before = held.entries, held.nbytes
+        try:
+            if step[0] == "add":
+                held.add(entry(step[1], step[2], step[3]))
+            elif step[0] == "drop":
+                held.drop([f"entry-{step[1]}"])
+            elif step[0] == "forget":
+                held.forget(step[1])
+            elif step[0] == "merge":
+                other = memory(10**6)
+                other.add_all([entry(step[1] + i, step[2], "c") for i in range(3)])
+                held.merge(other)
+            else:
+                held.resize(step[1])
+        except ValueError:
+            assert held.entries == before and held.nbytes == size_before
+        assert held.nbytes <= held.budget
+        assert sum(held.bytes_by_kind().values()) == held.nbytes
+
+
+@pytest.mark.parametrize(("dtype", "count"), [*((dtype, n) for dtype in DTYPES for n in (0, 1)), ("int8", 10_000)])
+def test_the_file_is_at_most_64_kib_larger(tmp_path: Path, dtype: str, count: int) -> None:
+    held = KVMemory("64MiB", Layout((0,), 1, 2, 4), dtype, FINGERPRINT)
+    small = Payload(*(entry(i, 1, dtype=dtype).payload.keys[:1, :1, :1, :2] for i in (0, 1)))
+    if dtype == "int8":
+        scales = torch.ones(1, 1, 1).half()
+        small = Payload(small.keys, small.values, scales, scales)
+    key = torch.ones(4).half() / 2
+    held.add_all(
+        [Entry(f"{i}", f"task {i % 1000}", key, small, 1, 1, 'what is it?\n"é\u2028', "an é") for i in range(count)]
+    )
+    held.thresholds = dict.fromkeys(held.tasks, 0.123456789012345)
+    held.save_pretrained(tmp_path)
+    assert bytes_on_disk(tmp_path) <= held.nbytes + 64 * 2**10
+    assert_same(KVMemory.from_pretrained(tmp_path), held)
+
+
+def test_sizes_are_those_of_the_tensors() -> None:
+    for dtype in DTYPES:
+        held, one = memory(dtype=dtype), entry(3, 4, dtype=dtype)
+        held.add(one)
+        tensors = [one.key, one.payload.keys, one.payload.values, one.payload.key_scales, one.payload.value_scales]
+        stored = sum(x.nbytes for x in tensors if x is not None)
+        kinds = held.bytes_by_kind()
+        assert kinds["keys"] + kinds["payload"] + kinds["scales"] == stored
+        assert held.entry_nbytes(one) == stored + 16 + len(one.text)
+
+
+def test_a_budget_too_small_says_by_how_much() -> None:
+    with pytest.raises(BudgetError, match=r"16 bytes.*budget is 5 "):
+        memory(5)
+    held = memory(100)
+    with pytest.raises(BudgetError, match="the budget is 100"):
+        held.add(entry(1))
+    assert len(held) == 0
+    held.resize("1KiB")
+    held.add(entry(1))
+    with pytest.raises(BudgetError):
+        held.resize(200)
+    assert held.budget == 1024
+
+
+# -- entries
+
+
+def test_adding_is_all_or_nothing() -> None:
+    held = filled()
+    before = held.entries
+    with pytest.raises(ValueError, match="'entry-1' comes more than once"):
+        held.add_all([entry(20), entry(1)])
+    for broken, message in (
+        (entry(21, dtype="float16"), "must be torch.int8"),
+        (Entry("x", "t", torch.full((8,), torch.nan).half(), entry(1).payload, 1, 1), "not finite"),
+        (Entry("x", "t", torch.ones(9).half(), entry(1).payload, 1, 1), r"must be float16 \[8\]"),
+        (Entry("x", "t", torch.ones(8).half(), Payload(*2 * [torch.ones(2, 3, 2, 4).char()]), 1, 1), "have scales"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            held.add_all([entry(20), broken])
+    assert held.entries == before
+
+
+def test_names_and_texts_are_limited() -> None:
+    one = entry(1)
+    for name in ("", "x" * 129, "a\nb", "\ud800"):
+        with pytest.raises(ValueError, match="1 to 128 bytes"):
+            Entry(name, "task", one.key, one.payload, 1, 1)
+        with pytest.raises(ValueError, match="1 to 128 bytes"):
+            Entry("id", name, one.key, one.payload, 1, 1)
+    long = Entry("id", "task", one.key, one.payload, 1, 1, "ü" * 400, "answer" * 30)
+    assert long.answer == "answer" * 30 and long.question.endswith("ü…")
+    assert TEXT_LIMIT - 3 < len((long.question + long.answer).encode()) <= TEXT_LIMIT
+    huge = Entry("id", "task", one.key, one.payload, 1, 1, "why?", "é" * 600)
+    assert huge.question == "" and len(huge.answer.encode()) <= TEXT_LIMIT
+
+
+def test_forgetting_unknown_things_helps() -> None:
+    held = filled()
+    with pytest.raises(ValueError, match="no task 'fish'.*'birds', 'ships ü'"):
+        held.forget("fish")
+    with pytest.raises(ValueError, match="'nobody'"):
+        held.drop(["entry-1", "nobody"])
+    assert len(held) == 6
+    assert held.forget("birds") == 3 and held.tasks == ("ships ü",) and held.thresholds == {}
+
+
+def test_merging_takes_what_is_new() -> None:
+    held, other = memory(), filled()
+    assert held.merge(other) == 6 and held.thresholds == other.thresholds
+    assert torch.equal(held.calibration.phi_lambda, other.calibration.phi_lambda)
+    assert held.merge(other) == 0
+    with pytest.raises(ValueError, match="same payload_dtype"):
+        held.merge(memory(dtype="float16"))
+    with pytest.raises(ValueError, match="same fingerprint"):
+        held.merge(memory(fingerprint={"architecture": "other"}))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_payloads_come_back_padded_and_dequantised(dtype: str) -> None:
+    held = filled(dtype)
+    chosen = torch.tensor([4, 0])
+    got = held.payloads(chosen)
+    for place, index in enumerate(chosen.tolist()):
+        stored = held.entries[index].payload
+        tokens = stored.tokens
+        assert got.mask[place].tolist() == [i < tokens for i in range(got.mask.shape[1])]
+        values = stored.values.float() * (1 if stored.value_scales is None else stored.value_scales.float()[..., None])
+        assert torch.equal(got.values[place, :, :, :tokens], values.permute(1, 2, 0, 3))
+        assert got.spans[place] == held.entries[index].span
+    held.drop(["entry-0"])
+    assert torch.equal(held.payloads(torch.tensor([3])).values, got.values[:1, :, :, : got.mask[0].sum()])
+    assert held.keys().shape == (5, 8) and torch.allclose(held.keys().norm(dim=-1), torch.ones(5))
+    assert held.threshold_of_entries().tolist() == [-torch.inf, 0.25, -torch.inf, 0.25, -torch.inf]
+
+
+# -- files
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    dtype=st.sampled_from(DTYPES),
+    lengths=st.lists(st.integers(1, 4), max_size=6),
+    text=st.text(max_size=300),
+    task=st.sampled_from(["a", "ü b", "任务"]),
+)
+def test_saving_and_loading_is_the_identity(tmp_path: Path, dtype: str, lengths: list, text: str, task: str) -> None:
+    held = memory(dtype=dtype)
+    held.add_all([entry(i, n, task if i % 2 else "z", dtype, text) for i, n in enumerate(lengths)])
+    held.save_pretrained(tmp_path)
+    loaded = KVMemory.from_pretrained(tmp_path)
+    assert_same(loaded, held)
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    loaded.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+
+
+def test_what_was_forgotten_is_not_in_the_files(tmp_path: Path) -> None:
+    held = filled("float16")
+    held.save_pretrained(tmp_path)
+    gone = [e for e in held.entries if e.task == "birds"]
+    kept = [e for e in held.entries if e.task != "birds"]
+
+    def traces(entries: list[Entry]) -> list[bytes]:
+        parts = [x.contiguous() for e in entries for x in (e.key, e.payload.keys, e.payload.values)]
+        return [x.view(torch.uint8).numpy().tobytes() for x in parts] + [e.id.encode() for e in entries]
+
+    def on_disk() -> bytes:
+        return b"".join(path.read_bytes() for path in tmp_path.iterdir())
+
+    assert all(trace in on_disk() for trace in traces(gone + kept))
+    held.forget("birds")
+    held.save_pretrained(tmp_path)
+    assert not any(trace in on_disk() for trace in [*traces(gone), b"birds"])
+    assert all(trace in on_disk() for trace in traces(kept))
+    alone = memory(dtype="float16")
+    alone.add_all(kept)
+    alone.calibration = held.calibration
+    assert_same(KVMemory.from_pretrained(tmp_path), alone)
+
+
+def test_a_crash_leaves_the_old_memory_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop the save at every system call that changes the directory."""
+    old, new = filled(), filled()
+    new.add(entry(50))
+
+    class Crash(BaseException):
+        pass
+
+    real = {"replace": Path.replace, "unlink": Path.unlink, "fsync": os.fsync}
+    for survive in range(12):
+        directory = tmp_path / str(survive)
+        old.save_pretrained(directory)
+        left = [survive]
+
+        def crashing(name: str, left: list = left) -> object:
+            def call(*args: object, **options: object) -> object:
+                if left[0] == 0:
+                    raise Crash
+                left[0] -= 1
+                return real[name](*args, **options)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", crashing("replace"))
+            patch.setattr(Path, "unlink", crashing("unlink"))
+            patch.setattr(os, "fsync", crashing("fsync"))
+            try:
+                new.save_pretrained(directory)
+                finished = True
+            except Crash:
+                finished = False
+        loaded = KVMemory.from_pretrained(directory)
+        assert len(loaded) in ((7,) if finished else (6, 7))
+        new.save_pretrained(directory)
+        assert_same(KVMemory.from_pretrained(directory), new)
+        assert sorted(p.name[:7] for p in directory.iterdir()) == ["memory-", "memory."], "a later save cleans up"
+        if finished:
+            break
+    assert finished and survive > 4
+
+
+def test_truncated_files_are_refused(tmp_path: Path) -> None:
+    filled().save_pretrained(tmp_path)
+    for path in (tensor_file(tmp_path), tmp_path / "memory.json"):
+        whole = path.read_bytes()
+        for length in (0, 1, 8, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:length])
+            with pytest.raises(MemoryFileError):
+                KVMemory.from_pretrained(tmp_path)
+        path.write_bytes(whole)
+    assert_same(KVMemory.from_pretrained(tmp_path), filled())
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(which=st.sampled_from(["tensors", "index"]), place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
+def test_any_changed_byte_is_noticed(tmp_path: Path, which: str, place: float, flip: int) -> None:
+    filled().save_pretrained(tmp_path)
+    path = tensor_file(tmp_path) if which == "tensors" else tmp_path / "memory.json"
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= flip
+    path.write_bytes(data)
+    with pytest.raises(MemoryFileError):
+        KVMemory.from_pretrained(tmp_path)
+
+
+def reindexed(directory: Path, **changes: object) -> None:
+    """An attacker's edit: the index changed, its checksum made right again."""
+    index = json.loads((directory / "memory.json").read_bytes()) | changes
+    index["index_sha256"] = memory_file._index_digest(index)
+    (directory / "memory.json").write_bytes(memory_file._encode(index))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"file": "../secret.safetensors"}, "no valid tensor file"),
+        ({"file": "/etc/passwd"}, "no valid tensor file"),
+        ({"file": "memory-" + "0" * 32 + ".safetensors"}, "is missing"),
+        ({"size": 10**15}, "truncated"),
+        ({"version": 2}, "format version 2"),
+        ({"format": "pickle"}, "not the index of an inducekv memory"),
+        ({"entries": 10**12}, "table of entries"),
+        ({"entries": -1}, "table of entries"),
+        ({"entries": "many"}, "table of entries"),
+        ({"budget": 10}, "budget is 10"),
+        ({"budget": None}, "not consistent"),
+        ({"nbytes": 3}, "size do not match"),
+        ({"payload_dtype": "float64"}, "payload_dtype must be"),
+        ({"payload_dtype": "float16"}, "not consistent"),
+        ({"payload_dtype": ["int8"]}, "not consistent"),
+        ({"layout": {"layers": [0], "kv_heads": 2, "head_dim": 4, "key_dim": 8}}, "calibration"),
+        ({"layout": {"layers": [0, 1, 2], "kv_heads": 10**9, "head_dim": 4, "key_dim": 8}}, "not consistent"),
+        ({"layout": {"layers": [0, 1, 2], "kv_heads": 1, "head_dim": 8, "key_dim": 8}}, "not consistent"),
+        ({"layout": "flat"}, "not consistent"),
+        ({"tasks": [["birds", 0.25]]}, "not consistent"),
+        ({"tasks": [["birds", "high"], ["ships ü", None]]}, "threshold"),
+        ({"tasks": [["birds", None], ["extra", None], ["ships ü", None]]}, "do not match"),
+        ({"tasks": 7}, "not consistent"),
+        ({"fingerprint": "Tiny"}, "not consistent"),
+    ],
+)
+def test_edited_indices_are_refused_even_with_a_right_checksum(tmp_path: Path, changes: dict, message: str) -> None:
+    filled().save_pretrained(tmp_path)
+    reindexed(tmp_path, **changes)
+    with pytest.raises(MemoryFileError, match=message):
+        KVMemory.from_pretrained(tmp_path)
+
+
+def test_foreign_directories_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MemoryFileError, match="no memory in"):
+        KVMemory.from_pretrained(tmp_path / "nothing")
+    for text in ("[]", "{}", '"x"', "[" * 100_000, "\0"):
+        (tmp_path / "memory.json").write_text(text)
+        with pytest.raises(MemoryFileError):
+            KVMemory.from_pretrained(tmp_path)
+
+
+def test_the_format_has_not_changed(tmp_path: Path) -> None:
+    """A memory written when the format was made is read, and written again byte for byte."""
+    golden = Path(__file__).parent / "golden" / "memory"
+    loaded = KVMemory.from_pretrained(golden)
+    assert_same(loaded, filled())
+    loaded.save_pretrained(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in golden.iterdir()}
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    program = (
+        "import sys, pathlib; from inducekv import memory_file\n"
+        "try:\n"
+        "    with memory_file.lock(pathlib.Path(sys.argv[1])): print('wrote')\n"
+        "except memory_file.MemoryLockedError as error: print(error)\n"
+    )
+
+    def other_process() -> str:
+        run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True)
+        return run.stdout
+
+    with KVMemory.lock(tmp_path):
+        assert "another process is writing" in other_process()
+    assert other_process() == "wrote\n"
+    with pytest.raises(RuntimeError, match="inside"), KVMemory.lock(tmp_path):
+        raise RuntimeError("inside")
+    assert other_process() == "wrote\n"
+    assert issubclass(MemoryLockedError, ValueError)
+
+
+def test_a_memory_belongs_to_its_backbone(tmp_path: Path, llava: object, qwen: object) -> None:
+    layout = Layout(tuple(range(3)), 2, 16, 64)
+    print_of_llava = llava.fingerprint(key_layer=2, key_pool="mean")
+    KVMemory("64KiB", layout, "int8", print_of_llava).save_pretrained(tmp_path)
+    assert KVMemory.from_pretrained(tmp_path, llava).fingerprint == print_of_llava
+    with pytest.raises(FingerprintError, match=r"another model.*architecture: memory 'Llava.*model 'Qwen2_5"):
+        KVMemory.from_pretrained(tmp_path, qwen)
+    assert print_of_llava == json.loads(json.dumps(print_of_llava))
+    assert InduceKVConfig().key_pool == llava.fingerprint()["key_pool"]
