@@ -69,29 +69,26 @@ class BarProgress:
 
 
 class LineProgress:
-    """Plain lines for logs: one when a stage starts and then at most one every `interval` seconds."""
+    """Plain lines for logs: a stage is mentioned once it has lasted two seconds, and then every `interval` seconds."""
 
-    def __init__(self, console: Console, interval: float = 5.0) -> None:
+    def __init__(self, console: Console, patience: float = 2.0, interval: float = 10.0) -> None:
         self._console = console
-        self._interval = interval
+        self._patience, self._interval = patience, interval
         self._what, self._done, self._total = "", 0, 0
-        self._said = 0.0
+        self._next = 0.0
 
     def start(self, what: str, total: int) -> None:
         self._what, self._done, self._total = what, 0, total
-        self._say()
+        self._next = time.monotonic() + self._patience
 
     def advance(self, n: int = 1) -> None:
         self._done += n
-        if time.monotonic() - self._said >= self._interval:
-            self._say()
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._interval
+            self._console.print(f"{self._what}: {self._done}/{self._total}", highlight=False, markup=False)
 
     def stop(self) -> None:
         self._what = ""
-
-    def _say(self) -> None:
-        self._said = time.monotonic()
-        self._console.print(f"{self._what}: {self._done}/{self._total}", highlight=False, markup=False)
 
 
 def console_progress(quiet: bool = False, console: Console | None = None) -> Progress:

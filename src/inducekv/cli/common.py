@@ -22,7 +22,7 @@ R = TypeVar("R")
 USAGE_ERROR = 2
 EXTRA_OF_MODULE = {"peft": "bench", "matplotlib": "bench", "sklearn": "bench"}
 
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every random draw.")]
 MemoryOption = Annotated[Path, typer.Option("--memory", "-m", help="Folder of the memory.")]
@@ -59,7 +59,7 @@ def helpful(command: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        if kwargs.get("quiet") or kwargs.get("as_json") or not sys.stderr.isatty():
+        if kwargs.get("quiet") or not sys.stderr.isatty():
             os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before the library is first imported
         try:
             return command(*args, **kwargs)

@@ -44,7 +44,7 @@ def demo(
     from inducekv.progress import console_progress
 
     limit = parse_bytes(budget)
-    progress = console_progress(quiet or as_json)
+    progress = console_progress(quiet)
     stream = Stream.from_tasks(demo_stream(seed))
     backbone = Backbone.from_pretrained(path())
     model = InducedModel.from_pretrained(backbone, config=InduceKVConfig(budget=limit, seed=seed))

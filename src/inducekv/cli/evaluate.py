@@ -50,7 +50,7 @@ def evaluate(
         examples = [examples[index] for index in sorted(drawn.tolist())]
     stored = KVMemory.from_pretrained(memory)
     induced = InducedModel.from_pretrained(model_of(stored, model), memory=memory)
-    progress = console_progress(quiet or as_json)
+    progress = console_progress(quiet)
     methods = (InduceKV(induced), ZeroShot(induced.backbone), NearestNeighbour(induced))
     expected = [example.answer or "" for example in examples]
     result = {method.name: accuracy(method.answer(examples, progress), expected) for method in methods}

@@ -87,7 +87,7 @@ def learn(
     examples = read_examples(data)
     name = task or (data.stem if data.is_file() else data.resolve().name)
     memory.mkdir(parents=True, exist_ok=True)
-    progress = console_progress(quiet or as_json)
+    progress = console_progress(quiet)
     with lock(memory):
         stored = KVMemory.from_pretrained(memory) if _holds_memory(memory) else None
         source = model or ("embedded" if stored is None else model_of(stored, None))
