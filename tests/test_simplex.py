@@ -53,7 +53,6 @@ def test_a_budget_for_everything_takes_everything_and_none_takes_nothing():
 @pytest.mark.parametrize(
     ("weights", "costs", "total", "says"),
     [
-        ([0.5], [1, 2], 1, "one length"),
         ([0.5, 0.5], [1, 0], 1, "positive"),
         ([0.5, 0.5], [1, 1], -1, "at least 0"),
         ([0.5, float("nan")], [1, 1], 1, "finite"),

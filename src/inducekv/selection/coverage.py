@@ -40,7 +40,7 @@ class Coverage:
 
     projected: Float[Tensor, "entries dimensions"]
     costs: Num[Tensor, " entries"]
-    total: float
+    total: int | float
     epsilon: float
 
     @classmethod
@@ -48,7 +48,7 @@ class Coverage:
         cls,
         keys: Float[Tensor, "entries key_dim"],
         costs: Num[Tensor, " entries"],
-        total: float,
+        total: int | float,
         *,
         dimensions: int,
         epsilon: float,

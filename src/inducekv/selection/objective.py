@@ -1,7 +1,7 @@
 """What a set of entries is worth: answers' likelihood now, answers' likelihood on earlier tasks, and coverage."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -13,6 +13,7 @@ Split = Literal["calibration", "calibration_anchors", "current", "anchors"]
 """Disjoint sets of questions: the current task's for the inner and the outer level, and earlier tasks' for both."""
 
 
+@runtime_checkable
 class Scorer(Protocol):
     """Scores questions of a split under weighted entries; the learner makes one from the backbone, tests from formulas.
 

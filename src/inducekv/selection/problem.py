@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Num
@@ -31,7 +31,7 @@ class SelectionProblem:
     objective: Objective
     keys: Float[Tensor, "entries key_dim"]
     costs: Num[Tensor, " entries"]
-    total: float
+    total: int | float
     phi: Float[Tensor, " parameters"]
     tasks: Sequence[str]
     ids: Sequence[str]
@@ -61,6 +61,7 @@ class Selection:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
+@runtime_checkable
 class Selector(Protocol):
     """Chooses which candidates stay; draws only from `generator`."""
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 
-def round_weights(weights: Float[Tensor, " entries"], costs: Num[Tensor, " entries"], total: float) -> list[int]:
+def round_weights(weights: Float[Tensor, " entries"], costs: Num[Tensor, " entries"], total: int | float) -> list[int]:
     """Takes entries in order of falling weight while they fit (specs/inducekv.md, section 3: commit the B largest).
 
     CHOICE: an entry that does not fit is passed over and smaller ones after it may still be taken; entries of weight 0

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def project(
-    weights: Float[Tensor, " entries"], costs: Num[Tensor, " entries"], total: float
+    weights: Float[Tensor, " entries"], costs: Num[Tensor, " entries"], total: int | float
 ) -> Float[Tensor, " entries"]:
     """The nearest point (Euclidean) of {0 <= w <= 1, sum of costs * w = total}.
 

@@ -1,0 +1,325 @@
+"""Learning one task: extract candidates, calibrate, select under the budget, commit."""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inducekv.abstention import thresholds
+from inducekv.backbone import Backbone
+from inducekv.bytes import format_bytes
+from inducekv.compression import compression_named
+from inducekv.config import InduceKVConfig
+from inducekv.entry import Entry, check_name
+from inducekv.examples import Example
+from inducekv.memory import BudgetError, KVMemory
+from inducekv.payloads import Payloads
+from inducekv.progress import SILENT, Progress
+from inducekv.retrieval import Calibration
+from inducekv.selection import SELECTORS, Coverage, Objective, Selection, SelectionProblem, fit_to_chosen, indicator
+from inducekv.selection.likelihood import LikelihoodScorer, to_calibration, to_phi
+from inducekv.selection.objective import Split
+from inducekv.selection.questions import Question, questions_of
+from inducekv.splits import assign_roles
+from inducekv.training_state import TrainingState
+
+READING = ("key_layer", "key_pool", "key_centering", "top_k", "weighting", "abstain")
+"""Configuration that answering must share with learning; kept in the memory's metadata."""
+FINAL_STEPS = 10
+"""Steps that fit phi to the entries that were chosen, whatever selector chose them. CHOICE."""
+
+
+@dataclass(frozen=True)
+class LearnReport:
+    """What learning a task did.
+
+    Attributes:
+        task: its name.
+        examples: examples given, without repetitions.
+        candidates: new entries that competed.
+        chosen: ids of the new entries that were kept.
+        dropped: by earlier task, how many of its entries were given up.
+        entries: entries in the memory afterwards.
+        nbytes, budget: of the memory, bytes.
+        anchors, anchors_nbytes: kept in the training state, apart from the memory.
+        before, after: J and its terms (nats; coverage without unit) with the old memory and with the new one.
+        tau, lambdas: the calibration.
+        seconds: by stage.
+        history: what the selector noted at each step.
+        warnings: sentences for a person.
+    """
+
+    task: str
+    examples: int
+    candidates: int
+    chosen: list[str]
+    dropped: dict[str, int]
+    entries: int
+    nbytes: int
+    budget: int
+    anchors: int
+    anchors_nbytes: int
+    before: dict[str, float]
+    after: dict[str, float]
+    tau: float
+    lambdas: list[float]
+    seconds: dict[str, float]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return dataclasses.asdict(self)
+
+
+def learn(
+    backbone: Backbone,
+    memory: KVMemory,
+    examples: Sequence[Example],
+    *,
+    task: str,
+    config: InduceKVConfig,
+    training_state: TrainingState,
+    progress: Progress = SILENT,
+) -> LearnReport:
+    """Learns a task into a memory (InduceKV; specs/inducekv.md, section 3). The backbone's parameters are only read.
+
+    Entries already in the memory compete with the new candidates for its bytes. Nothing is changed until everything is
+    decided: on an error memory and training state are as they were. A task that is learned again is extended; an
+    example that it already has an entry of replaces that entry.
+
+    Args:
+        backbone: the frozen model.
+        memory: changed at the end; its own budget holds.
+        examples: of the task, each with an answer.
+        task: name, 1 to 128 bytes of printable text.
+        config: how to learn.
+        training_state: anchors of earlier tasks; the task's own are added at the end.
+        progress: told about each stage.
+
+    Raises:
+        ValueError: no examples, one without an answer, an unreadable picture, a bad task name.
+        BudgetError: the budget does not hold even one entry of this task.
+    """
+    watch = _Watch()
+    warnings: list[str] = []
+    check_name("task name", task)
+    taken = {entry.id for entry in memory.entries if entry.task != task}
+    examples = _named(examples, task, taken, warnings)
+    roles = assign_roles(examples, config.candidates, config.seed)
+    with watch("extract"):
+        fresh, keys = _extract(backbone, memory, [examples[i] for i in roles.candidates], task, config, progress)
+    new_ids = {entry.id for entry in fresh}
+    old = [entry for entry in memory.entries if entry.id not in new_ids]
+    pool = [*old, *fresh]
+    costs = torch.tensor([memory.entry_nbytes(entry) for entry in pool])
+    total = memory.budget - _fixed_nbytes(memory, task)
+    if total < int(costs[len(old) :].min()):
+        raise BudgetError(
+            f"one entry of {task!r} takes {format_bytes(int(costs[len(old) :].min()))}, but the budget of "
+            f"{format_bytes(memory.budget)} leaves {format_bytes(max(total, 0))} for entries; raise the budget, "
+            "or make entries smaller (payload, payload_tokens, payload_dtype)"
+        )
+    with watch("prepare"):
+        asked = [examples[i] for i in (*roles.calibration, *roles.current)]
+        known = {entry.id: key for entry, key in zip(fresh, keys, strict=True)}
+        questions = questions_of(backbone, asked, [task] * len(asked), config, known)
+        anchors = _anchor_questions(backbone, training_state, examples, memory, config)
+        splits: dict[Split, list[Question]] = {
+            "calibration": questions[: len(roles.calibration)],
+            "current": questions[len(roles.calibration) :],
+            "calibration_anchors": anchors[1::2],
+            "anchors": anchors[0::2],
+        }
+        pool_keys = torch.nn.functional.normalize(torch.stack([entry.key for entry in pool]).float(), dim=-1)
+        loaded = [entry.payload.load() for entry in pool]
+        payloads = Payloads.stack([k for k, _ in loaded], [v for _, v in loaded], [entry.span for entry in pool])
+        payloads = payloads.to(backbone.device, backbone.dtype)
+        scorer = LikelihoodScorer(backbone, payloads, pool_keys, [entry.id for entry in pool], splits, config)
+    problem = _problem(scorer, pool, pool_keys, costs, total, _start(memory, config), config)
+    generator = torch.Generator().manual_seed(config.seed)
+    with watch("select"):
+        selection = SELECTORS[config.selector](problem, config, generator, progress)
+    with watch("calibrate"):
+        phi = _calibrate(problem, selection, config, generator)
+    with watch("assess"), torch.no_grad():
+        held = indicator([i for i, entry in enumerate(pool) if i < len(old)], len(pool))
+        before = problem.objective.outer(held, problem.phi).as_numbers()
+        after = problem.objective.outer(indicator(selection.chosen, len(pool)), phi).as_numbers()
+    chosen = [pool[i] for i in selection.chosen]
+    limits = thresholds(chosen, pool_keys[selection.chosen], [*questions, *anchors], config.key_centering)
+    state = training_state.updated(examples, task, config.anchors, config.seed)
+    dropped = Counter(entry.task for i, entry in enumerate(old) if i not in set(selection.chosen))
+    for name in set(memory.tasks) - {entry.task for entry in chosen}:
+        warnings.append(f"no entry of {name!r} is left: the budget is too small for all tasks")
+    if not any(entry.task == task for entry in chosen):
+        warnings.append(f"no entry of {task!r} was kept: the memory has nothing to gain from it under this budget")
+
+    memory.replace_all(chosen)
+    memory.calibration = to_calibration(phi)
+    memory.thresholds = limits
+    memory.metadata["reading"] = reading_of(config)
+    training_state.anchors = state.anchors
+    return LearnReport(
+        task=task,
+        examples=len(examples),
+        candidates=len(fresh),
+        chosen=[entry.id for entry in chosen if entry.id in new_ids],
+        dropped=dict(dropped),
+        entries=len(memory),
+        nbytes=memory.nbytes,
+        budget=memory.budget,
+        anchors=len(state.anchors),
+        anchors_nbytes=state.nbytes,
+        before=before,
+        after=after,
+        tau=float(memory.calibration.tau),
+        lambdas=memory.calibration.lambdas.tolist(),
+        seconds=watch.seconds,
+        history=selection.history,
+        warnings=warnings,
+    )
+
+
+def reading_of(config: InduceKVConfig) -> str:
+    """The part of a configuration that answering shares with learning, as one line of JSON."""
+    return json.dumps({name: getattr(config, name) for name in READING}, separators=(",", ":"))
+
+
+class _Watch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - start
+
+
+def _named(examples: Sequence[Example], task: str, taken: set[str], warnings: list[str]) -> list[Example]:
+    """The examples under the ids their entries will have, each once."""
+    named: dict[str, Example] = {}
+    count = 0
+    for example in examples:
+        if not isinstance(example, Example):
+            raise TypeError(f"learn takes Examples, got {type(example).__name__}: {example!r}; see read_examples")
+        if not example.answer or not example.answer.strip():
+            raise ValueError(f"example {example.identifier!r} has no answer; every example to learn needs one")
+        count += 1
+        name = entry_id(example.identifier, task, taken)
+        named.setdefault(name, dataclasses.replace(example, id=name))
+    if not named:
+        raise ValueError("there is nothing to learn: no examples were given")
+    if len(named) < count:
+        warnings.append(f"{count - len(named)} examples have the id of another one and were left out")
+    return list(named.values())
+
+
+def entry_id(identifier: str, task: str, taken: set[str]) -> str:
+    """The example's own id where it can be an entry's and no other task's entry has it, else a hash of task and id."""
+    try:
+        check_name("entry id", identifier)
+    except ValueError:
+        pass
+    else:
+        if identifier not in taken:
+            return identifier
+    return hashlib.sha256(f"{task}\0{identifier}".encode()).hexdigest()[:16]
+
+
+def _extract(
+    backbone: Backbone,
+    memory: KVMemory,
+    examples: Sequence[Example],
+    task: str,
+    config: InduceKVConfig,
+    progress: Progress,
+) -> tuple[list[Entry], list[Float[Tensor, " key_dim"]]]:
+    """Entries as they would be stored, batch by batch so that whole payloads are never held for all examples."""
+    compression = compression_named(config)
+    entries, keys = [], []
+    progress.start("encoding candidates", len(examples))
+    for start in range(0, len(examples), config.batch_size):
+        some = examples[start : start + config.batch_size]
+        encoded = backbone.encode(
+            some, key_layer=config.key_layer, key_pool=config.key_pool, batch_size=config.batch_size
+        )
+        for example, whole in zip(some, encoded, strict=True):
+            entries.append(
+                Entry.of(
+                    compression.compress(whole),
+                    id=example.identifier,
+                    task=task,
+                    payload_dtype=memory.payload_dtype,
+                    question=example.question,
+                    answer=example.answer or "",
+                )
+            )
+            keys.append(whole.key.detach().float().cpu())
+        progress.advance(len(some))
+    progress.stop()
+    return entries, keys
+
+
+def _fixed_nbytes(memory: KVMemory, task: str) -> int:
+    """Bytes that are not entries' once the task is in the memory's table."""
+    layout, tasks = memory.layout, set(memory.tasks)
+    entries = sum(memory.entry_nbytes(entry) for entry in memory.entries)
+    return memory.nbytes - entries + layout.base_nbytes(tasks | {task}) - layout.base_nbytes(tasks)
+
+
+def _start(memory: KVMemory, config: InduceKVConfig) -> Calibration:
+    return memory.calibration if len(memory) else Calibration.initial(len(memory.layout.layers), config.temperature)
+
+
+def _anchor_questions(
+    backbone: Backbone, state: TrainingState, examples: Sequence[Example], memory: KVMemory, config: InduceKVConfig
+) -> list[Question]:
+    """Anchors of tasks in the memory; none of those is one of the new examples."""
+    present, new = set(memory.tasks), {example.identifier for example in examples}
+    anchors = [anchor for anchor in state.anchors if anchor.task in present and anchor.id not in new]
+    return questions_of(backbone, [a.example() for a in anchors], [a.task for a in anchors], config)
+
+
+def _problem(
+    scorer: LikelihoodScorer,
+    pool: Sequence[Entry],
+    keys: Float[Tensor, "entries key_dim"],
+    costs: Tensor,
+    total: int,
+    start: Calibration,
+    config: InduceKVConfig,
+) -> SelectionProblem:
+    spent = min(total, int(costs.sum()))
+    coverage = Coverage.of_keys(
+        keys, costs, spent, dimensions=config.projection_dim, epsilon=config.epsilon, seed=config.seed
+    )
+    objective = Objective(scorer, coverage, config.beta, config.gamma)
+    tasks, ids = [entry.task for entry in pool], [entry.id for entry in pool]
+    return SelectionProblem(objective, keys, costs, total, to_phi(start), tasks, ids)
+
+
+def _calibrate(
+    problem: SelectionProblem, selection: Selection, config: InduceKVConfig, generator: torch.Generator
+) -> Float[Tensor, " parameters"]:
+    """phi fitted to what was chosen, the same way for every selector."""
+    return fit_to_chosen(
+        problem.objective,
+        indicator(selection.chosen, len(problem)),
+        selection.phi,
+        steps=FINAL_STEPS,
+        lr=config.inner_lr,
+        generator=generator,
+    )

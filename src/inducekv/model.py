@@ -1,0 +1,331 @@
+"""The façade: a frozen model that learns tasks into a memory file and names the sources of its answers."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from inducekv.attention import Attachment, attached
+from inducekv.backbone import Backbone
+from inducekv.config import InduceKVConfig
+from inducekv.entry import Layout
+from inducekv.examples import Example, ImageSource
+from inducekv.injection import Injection, build_injection
+from inducekv.learner import READING, LearnReport, learn
+from inducekv.memory import KVMemory
+from inducekv.memory_file import FingerprintError, check_fingerprint
+from inducekv.progress import SILENT, Progress
+from inducekv.retrieval import Retrieved, retrieve
+from inducekv.training_state import TrainingState
+
+EMBEDDED = "embedded"
+"""Name of the model that ships with the package."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An entry that an answer was read from.
+
+    Attributes:
+        id, task, question, answer: of the entry (texts as they are kept, shortened).
+        alpha: retrieval weight; an answer's sum to 1.
+        mass: share of attention the entry took, mean over layers, heads and positions of the question and of the answer
+            (in a batch: up to where its longest answer ends).
+        similarity: of its key to the question's.
+    """
+
+    id: str
+    task: str
+    alpha: float
+    mass: float
+    question: str
+    answer: str
+    similarity: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer and the entries it was read from, the most similar first; none if the plain model answered."""
+
+    text: str
+    sources: list[Source]
+
+
+class InducedModel:
+    """A frozen vision-language model with a memory.
+
+    Attributes:
+        backbone: the model and its processor; never changed.
+        memory: what was learned.
+        config: how to learn and to read.
+        training_state: anchors, needed only to learn more.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        memory: KVMemory,
+        config: InduceKVConfig,
+        training_state: TrainingState | None = None,
+    ) -> None:
+        self.backbone, self.memory, self.config = backbone, memory, config
+        self.training_state = training_state or TrainingState()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: Any,
+        memory: str | Path | KVMemory | None = None,
+        config: InduceKVConfig | None = None,
+        *,
+        processor: Any = None,
+        **options: Any,
+    ) -> "InducedModel":
+        """Puts a model and a memory together.
+
+        Args:
+            model: a name or folder for `from_pretrained`, "embedded" for the model that ships, a `Backbone`, or a
+            loaded
+                Hugging Face model (then `processor` is needed).
+            memory: a folder that `save_memory` wrote, a `KVMemory`, or None for an empty one.
+            config: None takes how the memory is to be read from the memory, and the defaults for the rest. A budget in
+                it changes the memory's.
+            processor: of a loaded model.
+            options: to the model's `from_pretrained` (dtype, device_map ...).
+
+        Raises:
+            ValueError: the model's family is not supported, the memory's files are damaged, or the memory was made for
+                another model or with another retrieval key.
+            BudgetError: the memory does not fit into `config.budget`.
+        """
+        backbone = _backbone(model, processor, options)
+        state = TrainingState()
+        if isinstance(memory, str | Path):
+            state = TrainingState.load(memory)
+            memory = KVMemory.from_pretrained(memory, backbone)
+        elif memory is not None:
+            check_fingerprint(memory.fingerprint, backbone)
+        if memory is None:
+            config = config or InduceKVConfig()
+            return cls(backbone, empty_memory(backbone, config), config, state)
+        if config is None:
+            config = _config_of(memory)
+        else:
+            _check_keys(backbone, memory, config)
+            memory.resize(config.budget)
+        return cls(backbone, memory, config, state)
+
+    # -- learning
+
+    def learn(self, examples: Sequence[Example], *, task: str, progress: Progress = SILENT) -> LearnReport:
+        """Learns a task into the memory; see `inducekv.learner.learn`."""
+        return learn(
+            self.backbone,
+            self.memory,
+            examples,
+            task=task,
+            config=self.config,
+            training_state=self.training_state,
+            progress=progress,
+        )
+
+    def forget(self, task: str) -> int:
+        """Removes a task: its entries, its threshold and its anchors. Returns how many entries there were.
+
+        Raises:
+            ValueError: no such task.
+        """
+        dropped = self.memory.forget(task)
+        self.training_state.forget(task)
+        return dropped
+
+    # -- answering
+
+    def answer(
+        self, image: ImageSource | str | Sequence[ImageSource | str] | None, question: str, *, max_new_tokens: int = 32
+    ) -> Answer:
+        """Answers one question about a picture, several, or none."""
+        images = () if image is None else (image,) if not isinstance(image, list | tuple) else tuple(image)
+        pictures = tuple(Path(picture) if isinstance(picture, str) else picture for picture in images)
+        return self.answer_all([Example(question, None, pictures)], max_new_tokens=max_new_tokens)[0]
+
+    def answer_all(
+        self, examples: Sequence[Example], *, progress: Progress = SILENT, max_new_tokens: int = 32, **options: Any
+    ) -> list[Answer]:
+        """Answers many questions in batches, each reading its own entries; answers in `examples` are not looked at.
+
+        Args:
+            examples: questions; none gives no answers.
+            progress: told about batches.
+            max_new_tokens: longest answer in tokens.
+            options: to `model.generate`.
+
+        Raises:
+            ValueError: a picture cannot be read.
+        """
+        if not examples:
+            return []
+        prepared = self.backbone.prepare(examples, False, batch_size=self.config.batch_size)
+        read: dict[int, list[Source]] = {}
+        inputs = {int(batch.rows[0]): batch.inputs for batch in prepared.batches}
+        found: dict[int, Retrieved] = {}
+
+        def injection(rows: Tensor) -> Injection | None:
+            retrieved = self._retrieve(self._keys_of(inputs[int(rows[0])]))
+            if retrieved is None:
+                return None
+            found[int(rows[0])] = retrieved
+            return self._inject(retrieved)
+
+        def note(rows: Tensor, attachment: Attachment) -> None:
+            retrieved = found[int(rows[0])]
+            masses = attachment.mass.float().cpu()
+            for place, row in enumerate(rows.tolist()):
+                read[row] = self._sources(retrieved, masses, place)
+
+        texts = self.backbone.generate(prepared, injection, max_new_tokens, on_batch=note, progress=progress, **options)
+        return [Answer(text, read.get(row, [])) for row, text in enumerate(texts)]
+
+    def query_keys(
+        self, examples: Sequence[Example], *, progress: Progress = SILENT
+    ) -> Float32[Tensor, "questions key_dim"]:
+        """Retrieval keys `[questions, key_dim]` as answering forms them: unit norm, before any centering."""
+        return (
+            self.backbone.query_keys(
+                examples,
+                key_layer=self.config.key_layer,
+                key_pool=self.config.key_pool,
+                batch_size=self.config.batch_size,
+                progress=progress,
+            )
+            .float()
+            .cpu()
+        )
+
+    @contextmanager
+    def attached(self, record_mass: bool = False) -> Iterator[Attachment]:
+        """While open, the model's plain `generate(**inputs)` and `model(**inputs)` read the memory.
+
+        Whenever a prompt is read its rows' keys are computed, their entries retrieved and put before the prompt, in
+        every layer of the text decoder. Nothing is left on the model when the context closes.
+        """
+
+        def provide(inputs: dict[str, Any]) -> Injection | None:
+            if not len(self.memory):
+                return None
+            retrieved = self._retrieve(self._keys_of(inputs))
+            return None if retrieved is None else self._inject(retrieved)
+
+        with torch.no_grad(), attached(self.backbone, provide, record_mass=record_mass) as attachment:
+            yield attachment
+
+    def _keys_of(self, inputs: dict[str, Any]) -> Tensor:
+        keys = self.backbone.query_keys_from_inputs(
+            key_layer=self.config.key_layer, key_pool=self.config.key_pool, **inputs
+        )
+        return keys.float().cpu()
+
+    def _retrieve(self, query_keys: Tensor) -> Retrieved | None:
+        if not len(self.memory):
+            return None
+        return retrieve(
+            query_keys,
+            self.memory.keys(),
+            self.memory.calibration.tau,
+            top_k=self.config.top_k,
+            thresholds=self.memory.threshold_of_entries() if self.config.abstain else None,
+            centering=self.config.key_centering,
+        )
+
+    def _inject(self, retrieved: Retrieved) -> Injection | None:
+        return build_injection(self.memory, retrieved, self.memory.calibration, self.config.weighting, self.backbone)
+
+    def _sources(self, retrieved: Retrieved, masses: Tensor, row: int) -> list[Source]:
+        sources = []
+        for slot in reversed(range(retrieved.indices.shape[1])):  # the best entry lies last
+            if bool(retrieved.valid[row, slot]):
+                entry = self.memory.entries[int(retrieved.indices[row, slot])]
+                sources.append(
+                    Source(
+                        entry.id,
+                        entry.task,
+                        float(retrieved.alpha[row, slot]),
+                        float(masses[row, slot]),
+                        entry.question,
+                        entry.answer,
+                        float(retrieved.similarity[row, slot]),
+                    )
+                )
+        return sources
+
+    # -- files
+
+    def save_memory(self, directory: str | Path) -> None:
+        """Writes the memory, and the training state beside it in its own file; each whole or not at all."""
+        self.memory.save_pretrained(directory)
+        self.training_state.save(directory)
+
+    def load_memory(self, directory: str | Path) -> None:
+        """Takes another memory (and its training state) in place of this one, which is kept on an error.
+
+        Raises:
+            ValueError: as `from_pretrained`.
+        """
+        other = InducedModel.from_pretrained(self.backbone, memory=directory)
+        self.memory, self.training_state, self.config = other.memory, other.training_state, other.config
+
+
+def empty_memory(backbone: Backbone, config: InduceKVConfig) -> KVMemory:
+    """A memory without entries that fits a backbone."""
+    layout = Layout(tuple(range(backbone.layers)), backbone.kv_heads, backbone.head_dim, backbone.hidden_size)
+    fingerprint = backbone.fingerprint(key_layer=config.key_layer, key_pool=config.key_pool)
+    return KVMemory(config.budget, layout, config.payload_dtype, fingerprint)
+
+
+def _backbone(model: Any, processor: Any, options: dict[str, Any]) -> Backbone:
+    if isinstance(model, Backbone):
+        return model
+    if isinstance(model, str | Path):
+        if str(model) == EMBEDDED:
+            from inducekv.embedded import path
+
+            model = path()
+        return Backbone.from_pretrained(model, **options)
+    if processor is None:
+        raise ValueError(
+            "a loaded model needs its processor too: InducedModel.from_pretrained(model, processor=...); "
+            "or give the model's name or folder"
+        )
+    return Backbone(model, processor)
+
+
+def _config_of(memory: KVMemory) -> InduceKVConfig:
+    """The defaults, read as the memory wants to be read."""
+    try:
+        stored = json.loads(memory.metadata.get("reading", "{}"))
+        reading = {name: stored[name] for name in READING if name in stored}
+        fields = {**reading, "budget": memory.budget, "payload_dtype": memory.payload_dtype}
+        return InduceKVConfig.from_dict(fields)
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the memory says nothing usable about how it is to be read: {error}") from error
+
+
+def _check_keys(backbone: Backbone, memory: KVMemory, config: InduceKVConfig) -> None:
+    wanted = backbone.fingerprint(key_layer=config.key_layer, key_pool=config.key_pool)
+    for name in ("key_layer", "key_pool"):
+        if memory.fingerprint.get(name) != wanted[name]:
+            raise FingerprintError(
+                f"the memory's retrieval keys have {name} {memory.fingerprint.get(name)!r}, the configuration says "
+                f"{wanted[name]!r}; use the memory's, or learn into a new memory"
+            )
+    if config.payload_dtype != memory.payload_dtype:
+        raise ValueError(
+            f"the memory stores payloads as {memory.payload_dtype}, the configuration says {config.payload_dtype}; "
+            "use the memory's, or learn into a new memory"
+        )

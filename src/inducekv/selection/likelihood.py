@@ -1,0 +1,141 @@
+"""The scorer that a learner uses: answers' likelihood under the backbone, reading weighted candidates."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from inducekv.backbone import Backbone
+from inducekv.config import InduceKVConfig
+from inducekv.injection import build_injection
+from inducekv.payloads import PayloadSource
+from inducekv.rendering import Prepared
+from inducekv.retrieval import Calibration, Retrieved, retrieve, similarities
+from inducekv.selection.objective import Split
+from inducekv.selection.questions import Question
+
+
+def to_phi(calibration: Calibration) -> Float[Tensor, " parameters"]:
+    """phi as one vector: phi_tau, then phi_lambda of every layer."""
+    return torch.cat([calibration.phi_tau.reshape(1), calibration.phi_lambda]).float()
+
+
+def to_calibration(phi: Float[Tensor, " parameters"]) -> Calibration:
+    """The inverse of `to_phi`."""
+    return Calibration(phi[0], phi[1:])
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    prepared: Prepared
+    keys: Float[Tensor, "questions key_dim"]
+    own: Bool[Tensor, "questions entries"]
+
+
+class LikelihoodScorer:
+    """Scores questions with the entries as they would be stored: compressed, quantised and read back (`Scorer`).
+
+    Questions are rendered, seen and embedded once; every call then only runs the text decoder.
+
+    Args:
+        backbone: the frozen model.
+        payloads: of all candidates, by index.
+        keys: `[entries, key_dim]` retrieval keys of the candidates, as stored.
+        ids: of the candidates.
+        splits: the questions of each split, in random order.
+        config: top_k, weighting, key_centering, batch_size and hypergradient are used.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        payloads: PayloadSource,
+        keys: Float[Tensor, "entries key_dim"],
+        ids: Sequence[str],
+        splits: Mapping[Split, Sequence[Question]],
+        config: InduceKVConfig,
+    ) -> None:
+        self._backbone, self._payloads, self._config = backbone, payloads, config
+        self._keys = keys.float().cpu()
+        self._ids = list(ids)
+        self._chunks = {split: self._prepare(questions) for split, questions in splits.items()}
+
+    def _prepare(self, questions: Sequence[Question]) -> list[_Chunk]:
+        chunks, size = [], self._config.batch_size
+        for start in range(0, len(questions), size):
+            some = questions[start : start + size]
+            prepared = self._backbone.prepare([q.example for q in some], True, embed=True, batch_size=size)
+            own = torch.tensor([[q.entry == name for name in self._ids] for q in some]).view(len(some), -1)
+            chunks.append(_Chunk(prepared, torch.stack([q.key.float().cpu() for q in some]), own))
+        return chunks
+
+    def size(self, split: Split) -> int:
+        return sum(len(chunk.keys) for chunk in self._chunks.get(split, ()))
+
+    def batches(self, split: Split) -> int:
+        return len(self._chunks.get(split, ()))
+
+    def similarities(self, split: Split) -> Float[Tensor, "questions entries"]:
+        """See `Scorer`."""
+        rows = [
+            similarities(chunk.keys, self._keys, self._config.key_centering).masked_fill(chunk.own, -torch.inf)
+            for chunk in self._chunks.get(split, ())
+        ]
+        return torch.cat(rows) if rows else torch.zeros(0, len(self._ids))
+
+    def nll(
+        self,
+        split: Split,
+        weights: Float[Tensor, " entries"],
+        phi: Float[Tensor, " parameters"],
+        batch: int | None = None,
+    ) -> Float[Tensor, " questions"]:
+        """See `Scorer`."""
+        chunks = self._chunks[split] if batch is None else [self._chunks[split][batch]]
+        unread = weights.detach() <= 0
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (weights.requires_grad or phi.requires_grad)):
+            return torch.cat([self._score(chunk, self._retrieve(chunk, weights, unread, phi), phi) for chunk in chunks])
+
+    def nll_alone(
+        self, split: Split, entries: Int[Tensor, "questions columns"], phi: Float[Tensor, " parameters"]
+    ) -> Float[Tensor, "questions columns"]:
+        """See `Scorer`."""
+        rows, start = [], 0
+        with torch.no_grad():
+            for chunk in self._chunks[split]:
+                some = entries[start : start + len(chunk.keys)]
+                start += len(chunk.keys)
+                rows.append(torch.stack([self._score(chunk, _single(column), phi) for column in some.T], dim=1))
+        return torch.cat(rows)
+
+    def _retrieve(self, chunk: _Chunk, weights: Tensor, unread: Tensor, phi: Tensor) -> Retrieved:
+        return retrieve(
+            chunk.keys,
+            self._keys,
+            to_calibration(phi).tau,
+            top_k=self._config.top_k,
+            weights=weights,
+            exclude=chunk.own | unread,
+            centering=self._config.key_centering,
+        )
+
+    def _score(self, chunk: _Chunk, retrieved: Retrieved, phi: Tensor) -> Float[Tensor, " questions"]:
+        def injection(rows: Tensor):  # type: ignore[no-untyped-def]
+            return build_injection(
+                self._payloads, retrieved.rows(rows), to_calibration(phi), self._config.weighting, self._backbone
+            )
+
+        if self._config.hypergradient == "first_order":
+            return self._backbone.score(chunk.prepared, injection).nll.float().cpu()
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
+            return self._backbone.score(chunk.prepared, injection).nll.float().cpu()
+
+
+def _single(entries: Int[Tensor, " questions"]) -> Retrieved:
+    """Each row reads exactly one entry, or nothing where it is -1."""
+    valid = (entries >= 0).unsqueeze(1)
+    ones = torch.ones(len(entries), 1)
+    return Retrieved(entries.clamp_min(0).unsqueeze(1), ones * valid, ones, valid)
