@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
-from inducekv.attention import attached
+from inducekv.attention import Attachment, attached
 from inducekv.config import KeyPool
 from inducekv.encoded import ANSWER, IMAGE, TEXT, Encoded
 from inducekv.examples import Example
@@ -359,9 +359,13 @@ class Backbone:
         *,
         batch_size: int = 32,
         progress: Progress = SILENT,
+        on_batch: Callable[[Tensor, Attachment], None] | None = None,
         **generate_options: Any,
     ) -> list[str]:
         """Answers to questions, greedy unless `generate_options` (of `model.generate`) say otherwise; stripped text.
+
+        `on_batch` is called after each batch that read a memory, with its rows `[batch]` and the attachment, whose
+        attention mass is then recorded.
 
         Raises:
             ValueError: `num_return_sequences` above 1 (one answer is given for each question).
@@ -373,8 +377,11 @@ class Backbone:
         answers = [""] * prepared.count
         progress.start("answering", prepared.count)
         for batch in prepared.batches:
-            with self._state_kept(), attached(self, _for_rows(injection, batch.rows)):
+            chosen = _for_rows(injection, batch.rows)
+            with self._state_kept(), attached(self, chosen, record_mass=on_batch is not None) as attachment:
                 tokens = self.model.generate(**batch.inputs, max_new_tokens=max_new_tokens, **options)
+            if on_batch is not None and chosen is not None:
+                on_batch(batch.rows, attachment)
             new = tokens[:, batch.inputs["input_ids"].shape[1] :]
             texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
             for row, text in zip(batch.rows.tolist(), texts, strict=True):

@@ -40,6 +40,8 @@ class KVMemory:
         fingerprint: of the backbone that made the entries (`Backbone.fingerprint`).
         calibration: phi (temperature, and scale of the values for each layer).
         thresholds: least similarity of a question to a task's best entry, by task; below it nothing is retrieved.
+        metadata: short texts by name about the memory, such as how it is to be read; at most 4 KiB, which are part of the
+            64 KiB that a file may take beyond `nbytes`.
 
     Raises:
         BudgetError: the budget is too small even for an empty memory.
@@ -57,6 +59,7 @@ class KVMemory:
         self.fingerprint = dict(fingerprint)
         self.calibration = Calibration.identity(len(layout.layers))
         self.thresholds: dict[str, float] = {}
+        self.metadata: dict[str, str] = {}
         self._entries: list[Entry] = []
         self._keys: Tensor | None = None
         self._payloads: Payloads | None = None
@@ -184,7 +187,7 @@ class KVMemory:
     def merge(self, other: "KVMemory") -> int:
         """Add another memory's entries whose ids are not here yet; returns how many.
 
-        Thresholds of tasks that are new here come along; the calibration does only if this memory was empty.
+        Thresholds of tasks that are new here come along; calibration and metadata do only if this memory was empty.
 
         Raises:
             BudgetError: they do not fit (nothing is added).
@@ -199,7 +202,7 @@ class KVMemory:
         new = [entry for entry in other._entries if entry.id not in here]
         self.add_all(new)
         if was_empty:
-            self.calibration = other.calibration
+            self.calibration, self.metadata = other.calibration, dict(other.metadata)
         self.thresholds = {t: v for t, v in other.thresholds.items() if t in self.tasks} | self.thresholds
         return len(new)
 

@@ -34,8 +34,9 @@ INDEX = "memory.json"
 LOCK = ".memory.lock"
 NAME = re.compile(r"memory-[0-9a-f]{32}\.safetensors")
 LARGEST_INDEX = 64 * 2**20
-ALLOWANCE = 64 * 2**10
-"""Bytes on disk beyond `nbytes`: headers, fingerprint, JSON."""
+LARGEST_METADATA = 4 * 2**10
+PATIENCE = 60.0
+"""Seconds that `save` waits for another writer."""
 
 
 class MemoryFileError(ValueError):
@@ -52,7 +53,7 @@ class MemoryLockedError(ValueError):
 
 @contextmanager
 def lock(directory: Path, timeout: float = 0.0) -> Iterator[None]:
-    """Hold the directory for writing; the system frees it if the process dies.
+    """Hold the directory for writing; re-entrant, and the system frees it if the process dies.
 
     Args:
         directory: made if needed.
@@ -62,7 +63,7 @@ def lock(directory: Path, timeout: float = 0.0) -> Iterator[None]:
         MemoryLockedError: another process still held it after `timeout`.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(directory / LOCK)
+    held = filelock.FileLock(directory / LOCK, is_singleton=True)  # re-entrant: `save` takes it too
     try:
         held.acquire(timeout=timeout)
     except filelock.Timeout as error:
@@ -81,9 +82,9 @@ def save(memory: "KVMemory", directory: Path) -> None:
     Same memory, same bytes. Files of earlier states are removed after the change, so nothing dropped stays on disk.
 
     Raises:
+        MemoryLockedError: another process kept writing for more than `PATIENCE` seconds.
         OSError: the directory cannot be written; an old memory there is untouched.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save(_tensors(memory))
     digest = hashlib.sha256(data).hexdigest()
     name = f"memory-{digest[:32]}.safetensors"
@@ -105,12 +106,14 @@ def save(memory: "KVMemory", directory: Path) -> None:
         },
         "tasks": [[task, memory.thresholds.get(task)] for task in memory.tasks],
         "fingerprint": memory.fingerprint,
+        "metadata": _checked_metadata(memory.metadata),
     }
-    _write(directory / name, data)
-    _write(directory / INDEX, _encode({**index, "index_sha256": _index_digest(index)}))
-    for stale in [*directory.glob("memory-*.safetensors"), *directory.glob(".memory-*.tmp")]:
-        if stale.name != name:
-            stale.unlink(missing_ok=True)
+    with lock(directory, PATIENCE):
+        _write(directory / name, data)
+        _write(directory / INDEX, _encode({**index, "index_sha256": _index_digest(index)}))
+        for stale in [*directory.glob("memory-*.safetensors"), *directory.glob(".memory-*.tmp")]:
+            if stale.name != name:
+                stale.unlink(missing_ok=True)
 
 
 def _tensors(memory: "KVMemory") -> dict[str, Tensor]:
@@ -273,11 +276,19 @@ def _build(kind: type["KVMemory"], index: dict[str, Any], tensors: dict[str, Ten
         payload = Payload(*(parts[part][i] for part in names))
         entries.append(Entry(name, tasks[task], tensors["keys"][i], payload, span, answer_length, question, answer))
     memory.replace_all(entries)
+    memory.metadata = _checked_metadata(index.get("metadata", {}))
     if list(memory.tasks) != tasks or memory.nbytes != index["nbytes"]:
         raise MemoryFileError(f"tasks or size do not match: {memory.nbytes} bytes instead of {index['nbytes']}")
     memory.calibration = Calibration(phi[0].clone(), phi[1:].clone())
     memory.thresholds = {name: _finite(value) for name, value in index["tasks"] if value is not None}
     return memory
+
+
+def _checked_metadata(metadata: Any) -> dict[str, str]:
+    texts = isinstance(metadata, dict) and all(isinstance(x, str) for pair in metadata.items() for x in pair)
+    if not texts or len(_encode(metadata)) > LARGEST_METADATA:
+        raise MemoryFileError(f"metadata must be short texts by name, at most {LARGEST_METADATA:,} bytes of JSON")
+    return dict(metadata)
 
 
 def _finite(value: Any) -> float:
