@@ -40,8 +40,8 @@ class KVMemory:
         fingerprint: of the backbone that made the entries (`Backbone.fingerprint`).
         calibration: phi (temperature, and scale of the values for each layer).
         thresholds: least similarity of a question to a task's best entry, by task; below it nothing is retrieved.
-        metadata: short texts by name about the memory, such as how it is to be read; at most 4 KiB, which are part of the
-            64 KiB that a file may take beyond `nbytes`.
+        metadata: short texts by name about the memory, such as how it is to be read; at most 4 KiB, which are part of
+            the 64 KiB that a file may take beyond `nbytes`.
 
     Raises:
         BudgetError: the budget is too small even for an empty memory.
