@@ -47,6 +47,7 @@ def filled(dtype: str = "int8") -> KVMemory:
     )
     full.calibration = Calibration(torch.tensor(-1.5), torch.tensor([0.5, torch.inf, -2.0]))
     full.thresholds = {"birds": 0.25}
+    full.metadata = {"reading": "top 8"}
     return full
 
 
@@ -59,14 +60,19 @@ def same(a: Entry, b: Entry) -> bool:
 
 def assert_same(a: KVMemory, b: KVMemory) -> None:
     assert len(a) == len(b) and all(map(same, a.entries, b.entries))
-    for name in ("budget", "layout", "payload_dtype", "fingerprint", "thresholds", "tasks", "nbytes"):
+    for name in ("budget", "layout", "payload_dtype", "fingerprint", "thresholds", "metadata", "tasks", "nbytes"):
         assert getattr(a, name) == getattr(b, name), name
     assert torch.equal(a.calibration.phi_tau, b.calibration.phi_tau)
     assert torch.equal(a.calibration.phi_lambda, b.calibration.phi_lambda)
 
 
+def files(directory: Path) -> dict[str, bytes]:
+    """What a memory's directory holds, without the (empty) lock."""
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.name != memory_file.LOCK}
+
+
 def bytes_on_disk(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.iterdir())
+    return sum(map(len, files(directory).values()))
 
 
 def tensor_file(directory: Path) -> Path:
@@ -191,7 +197,7 @@ def test_names_and_texts_are_limited() -> None:
 
 def test_forgetting_unknown_things_helps() -> None:
     held = filled()
-    with pytest.raises(ValueError, match="no task 'fish'.*'birds', 'ships ü'"):
+    with pytest.raises(ValueError, match=r"no task 'fish'.*'birds', 'ships ü'"):
         held.forget("fish")
     with pytest.raises(ValueError, match="'nobody'"):
         held.drop(["entry-1", "nobody"])
@@ -244,9 +250,9 @@ def test_saving_and_loading_is_the_identity(tmp_path: Path, dtype: str, lengths:
     held.save_pretrained(tmp_path)
     loaded = KVMemory.from_pretrained(tmp_path)
     assert_same(loaded, held)
-    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    first = files(tmp_path)
     loaded.save_pretrained(tmp_path)
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == first
+    assert files(tmp_path) == first
 
 
 def test_what_was_forgotten_is_not_in_the_files(tmp_path: Path) -> None:
@@ -260,7 +266,7 @@ def test_what_was_forgotten_is_not_in_the_files(tmp_path: Path) -> None:
         return [x.view(torch.uint8).numpy().tobytes() for x in parts] + [e.id.encode() for e in entries]
 
     def on_disk() -> bytes:
-        return b"".join(path.read_bytes() for path in tmp_path.iterdir())
+        return b"".join(files(tmp_path).values())
 
     assert all(trace in on_disk() for trace in traces(gone + kept))
     held.forget("birds")
@@ -269,7 +275,7 @@ def test_what_was_forgotten_is_not_in_the_files(tmp_path: Path) -> None:
     assert all(trace in on_disk() for trace in traces(kept))
     alone = memory(dtype="float16")
     alone.add_all(kept)
-    alone.calibration = held.calibration
+    alone.calibration, alone.metadata = held.calibration, held.metadata
     assert_same(KVMemory.from_pretrained(tmp_path), alone)
 
 
@@ -309,7 +315,7 @@ def test_a_crash_leaves_the_old_memory_or_the_new_one(tmp_path: Path, monkeypatc
         assert len(loaded) in ((7,) if finished else (6, 7))
         new.save_pretrained(directory)
         assert_same(KVMemory.from_pretrained(directory), new)
-        assert sorted(p.name[:7] for p in directory.iterdir()) == ["memory-", "memory."], "a later save cleans up"
+        assert sorted(name[:7] for name in files(directory)) == ["memory-", "memory."], "a later save cleans up"
         if finished:
             break
     assert finished and survive > 4
@@ -373,6 +379,8 @@ def reindexed(directory: Path, **changes: object) -> None:
         ({"tasks": [["birds", None], ["extra", None], ["ships ü", None]]}, "do not match"),
         ({"tasks": 7}, "not consistent"),
         ({"fingerprint": "Tiny"}, "not consistent"),
+        ({"metadata": {"reading": 8}}, "metadata must be"),
+        ({"metadata": {"reading": "x" * 5000}}, "at most 4,096 bytes"),
     ],
 )
 def test_edited_indices_are_refused_even_with_a_right_checksum(tmp_path: Path, changes: dict, message: str) -> None:
@@ -397,7 +405,7 @@ def test_the_format_has_not_changed(tmp_path: Path) -> None:
     loaded = KVMemory.from_pretrained(golden)
     assert_same(loaded, filled())
     loaded.save_pretrained(tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {p.name: p.read_bytes() for p in golden.iterdir()}
+    assert files(tmp_path) == files(golden)
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:
