@@ -13,7 +13,7 @@ from PIL import Image
 
 import tiny
 from commands import refused, run, run_json, start, write_task
-from inducekv.memory import KVMemory
+from inducekv.memory_file import LOCK
 from pictures import png_header_only
 
 
@@ -86,7 +86,7 @@ def test_bad_data_is_refused_and_the_memory_stays(made, memory, tmp_path, rows, 
     "options, said",
     [
         (["--budget", "many"], "cannot read 'many' as a size"),
-        (["--selector", "best"], "selector must be one of"),
+        (["--selector", "best"], "best"),
         (["--payload", "zip"], "payload must be"),
         (["--model", "no-such/model-anywhere"], "no-such/model-anywhere"),
         (["--config", "gone.json"], "gone.json"),
@@ -166,9 +166,14 @@ def test_a_spoilt_memory_is_not_written_over_by_learn(made, memory):
 
 def test_a_memory_in_use_is_refused_and_intact(made, memory):
     before = contents(memory)
-    with KVMemory.lock(memory):
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, memory / LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
         refused(run(*learning(made, memory, "second")), "another process")
         refused(run("forget", memory, "--task", "first"), "another process")
+        other.communicate("\n")
     assert contents(memory) == before
     run_json(*learning(made, memory, "second"))
 

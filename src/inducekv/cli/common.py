@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from inducekv.memory import KVMemory
+    from inducekv import InducedModel, InduceKVConfig, KVMemory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -91,6 +91,23 @@ def require_extra(module: str) -> None:
 
     if find_spec(module) is None:
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+
+def load_model(model: str, memory: Path | None, config: InduceKVConfig | None = None) -> InducedModel:
+    """The model by name or folder, with the memory in a folder (None: an empty one).
+
+    Raises:
+        ValueError: as `InducedModel.from_pretrained`; a model that cannot be had is named.
+    """
+    from inducekv import Backbone, InducedModel
+
+    if model == "embedded":
+        return InducedModel.from_pretrained(model, memory=memory, config=config)
+    try:
+        backbone = Backbone.from_pretrained(model)
+    except OSError as error:
+        raise ValueError(f"cannot load the model {model!r}: {error}") from error
+    return InducedModel.from_pretrained(backbone, memory=memory, config=config)
 
 
 def model_of(memory: KVMemory, given: str | None) -> str:

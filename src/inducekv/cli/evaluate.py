@@ -15,6 +15,7 @@ from inducekv.cli.common import (
     QuietOption,
     SeedOption,
     helpful,
+    load_model,
     model_of,
     out,
     print_json,
@@ -37,7 +38,7 @@ def evaluate(
     """Accuracy (exact match) with the memory, beside the plain model and the nearest entry's answer copied."""
     import torch
 
-    from inducekv import InducedModel, KVMemory, read_examples
+    from inducekv import KVMemory, read_examples
     from inducekv.continual.graders import accuracy
     from inducekv.continual.methods.inducekv import InduceKV
     from inducekv.continual.methods.nearest_neighbour import NearestNeighbour
@@ -49,7 +50,7 @@ def evaluate(
         drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:limit]
         examples = [examples[index] for index in sorted(drawn.tolist())]
     stored = KVMemory.from_pretrained(memory)
-    induced = InducedModel.from_pretrained(model_of(stored, model), memory=memory)
+    induced = load_model(model_of(stored, model), memory)
     progress = console_progress(quiet)
     methods = (InduceKV(induced), ZeroShot(induced.backbone), NearestNeighbour(induced))
     expected = [example.answer or "" for example in examples]

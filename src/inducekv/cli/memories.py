@@ -17,6 +17,7 @@ from inducekv.cli.common import (
     QuietOption,
     SeedOption,
     helpful,
+    load_model,
     model_of,
     out,
     print_json,
@@ -66,7 +67,7 @@ def learn(
     quiet: QuietOption = False,
 ) -> None:
     """Learn a task from examples; an existing memory is extended."""
-    from inducekv import InducedModel, KVMemory, read_examples
+    from inducekv import KVMemory, read_examples
     from inducekv.bytes import format_bytes, parse_bytes
     from inducekv.memory_file import lock
     from inducekv.progress import console_progress
@@ -91,9 +92,7 @@ def learn(
     with lock(memory):
         stored = KVMemory.from_pretrained(memory) if _holds_memory(memory) else None
         source = model or ("embedded" if stored is None else model_of(stored, None))
-        induced = InducedModel.from_pretrained(
-            source, memory=None if stored is None else memory, config=_configuration(stored, changes)
-        )
+        induced = load_model(source, None if stored is None else memory, _configuration(stored, changes))
         induced.memory.metadata["model"] = _portable(source)
         report = induced.learn(examples, task=name, progress=progress)
         induced.save_memory(memory)
@@ -121,14 +120,14 @@ def ask(
     """Answer a question, and name the entries the answer was read from."""
     import torch
 
-    from inducekv import InducedModel, KVMemory
+    from inducekv import KVMemory
     from inducekv.examples import check_image
 
     for path in image or []:
         check_image(path)
     torch.manual_seed(seed)
     stored = KVMemory.from_pretrained(memory)
-    induced = InducedModel.from_pretrained(model_of(stored, model), memory=memory)
+    induced = load_model(model_of(stored, model), memory)
     answer = induced.answer(image or [], question)
     if as_json:
         print_json({"answer": answer.text, "sources": [asdict(source) for source in answer.sources]})
