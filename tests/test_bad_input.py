@@ -166,11 +166,11 @@ def test_a_spoilt_memory_is_not_written_over_by_learn(made, memory):
 
 def test_a_memory_in_use_is_refused_and_intact(made, memory):
     before = contents(memory)
-    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); input()"
+    hold = "import filelock, sys; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); print(1, flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", hold, memory / LOCK], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
-        assert other.stdout.readline() == "held\n"
+        assert other.stdout.readline() == "1\n"
         refused(run(*learning(made, memory, "second")), "another process")
         refused(run("forget", memory, "--task", "first"), "another process")
         other.communicate("\n")
