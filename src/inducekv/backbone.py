@@ -1,46 +1,30 @@
 """A frozen Hugging Face vision-language model with its processor: encode, score answers, generate."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from operator import attrgetter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float32
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
 from inducekv.attention import Attachment, attached
 from inducekv.config import KeyPool
-from inducekv.encoded import ANSWER, IMAGE, TEXT, Encoded
+from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, tap, tapped, text_inputs
+from inducekv.encoded import Encoded
 from inducekv.examples import Example
 from inducekv.families import FAMILIES, family_of, rotation
+from inducekv.fingerprint import embedding_hash, fingerprint_of
 from inducekv.injection import Injection
 from inducekv.progress import SILENT, Progress
 from inducekv.rendering import Batch, Prepared, Rendered, pad, render
 from inducekv.rope import rotate_keys
+from inducekv.scoring import Scores, answer_nll
 
 RowsInjection = Injection | Callable[[Tensor], Injection | None] | None
 """Memory for a whole list of examples, or a function that gives it for some of the rows (indices `[batch]`)."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How well the model predicts given answers.
-
-    Attributes:
-        nll: `[n]` negative log-likelihood in nats, mean over an answer's tokens.
-        token_nll: `[n, max_answer]` of each answer token, answers aligned at the end; 0 where padded.
-        token_mask: `[n, max_answer]` True at answer tokens.
-    """
-
-    nll: Float[Tensor, "n"]
-    token_nll: Float[Tensor, "n max_answer"]
-    token_mask: Bool[Tensor, "n max_answer"]
 
 
 class Backbone:
@@ -66,7 +50,9 @@ class Backbone:
         self.kv_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
         self.hidden_size = int(config.hidden_size)
         self.head_dim = int(getattr(config, "head_dim", None) or self.hidden_size // config.num_attention_heads)
-        self._weight_hash: str | None = None
+        image = self.family.image_token
+        self._image_token = None if image is None else int(getattr(model.config, image))
+        self._embedding_hash: str | None = None
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "Backbone":
@@ -133,6 +119,14 @@ class Backbone:
             batches.append(replace(batch, text_inputs=self._text_inputs(batch.inputs)) if embed else batch)
         return Prepared(tuple(batches), len(rendered), max(r.answer_length for r in rendered))
 
+    def _prepared(self, examples: Sequence[Example] | Prepared, with_answer: bool, batch_size: int) -> Prepared:
+        prepared = (
+            examples if isinstance(examples, Prepared) else self.prepare(examples, with_answer, batch_size=batch_size)
+        )
+        if with_answer != (prepared.max_answer > 0):
+            raise ValueError(f"these examples were prepared the other way; use prepare(examples, {with_answer})")
+        return prepared
+
     def _batch(self, rows: list[int], rendered: list[Rendered]) -> Batch:
         chosen = [rendered[i] for i in rows]
         inputs = pad(chosen, self._pad_token(), self.device, self.dtype)
@@ -148,35 +142,9 @@ class Backbone:
         ends = ends if isinstance(ends, list | tuple) else [ends]
         return frozenset(int(e) for e in (*ends, self.processor.tokenizer.eos_token_id) if e is not None)
 
-    @torch.no_grad()
-    def _text_inputs(self, inputs: dict[str, Tensor]) -> dict[str, Any]:
-        """What the whole model would hand to its text decoder: run the model and stop at the decoder's door."""
-        arguments = dict(inputs)
-        if "position_ids" not in arguments:
-            positions = self.family.positions(inputs)
-            arguments |= {} if positions is None else {"position_ids": positions}
-        door = self.text_model.register_forward_pre_hook(_stop_at_the_door, with_kwargs=True)
-        try:
-            with self._state_kept():
-                self.model(**arguments, use_cache=False)
-        except _AtTheDoor as reached:
-            kept = {k: v for k, v in reached.arguments.items() if v is not None and k not in _NOT_KEPT}
-            return {**kept, "attention_mask": inputs["attention_mask"]}
-        finally:
-            door.remove()
-        raise ValueError(f"the {type(self.model).__name__} never called its text decoder {self.family.text_model!r}")
-
-    @contextmanager
-    def _state_kept(self) -> Iterator[None]:
-        """Put back what the family remembers between calls (Qwen-VL's rope_deltas)."""
-        owners = [path.rpartition(".") for path in self.family.state]
-        before = [(attrgetter(owner)(self.model), name) for owner, _, name in owners]
-        values = [getattr(owner, name, None) for owner, name in before]
-        try:
-            yield
-        finally:
-            for (owner, name), value in zip(before, values, strict=True):
-                setattr(owner, name, value)
+    def _text_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        with state_kept(self.model, self.family):
+            return text_inputs(self.model, self.family, inputs)
 
     def _decode(self, batch: Batch, **options: Any) -> Any:
         """One pass of the text decoder over a batch."""
@@ -209,15 +177,15 @@ class Backbone:
         encoded: list[Encoded | None] = [None] * prepared.count
         progress.start("encoding examples", prepared.count)
         for batch in prepared.batches:
-            text_inputs = self._text_inputs(batch.inputs)
+            before = self._text_inputs(batch.inputs)
             with attached(self, None):
                 output = self.text_model(
-                    **text_inputs, past_key_values=DynamicCache(), use_cache=True, **self._tap(key_layer)
+                    **before, past_key_values=DynamicCache(), use_cache=True, **tap(key_layer, self.layers)
                 )
             real = batch.inputs["attention_mask"].bool()
-            keys = self._pool(output, key_layer, key_pool, real & ~batch.answer_mask)
-            kinds = self._kinds(batch)
-            first, last = self._extent(text_inputs, real)
+            keys = pooled_key(tapped(output, key_layer, self.layers), key_pool, real & ~batch.answer_mask)
+            kinds = kinds_of(batch, self._image_token)
+            first, last = extent(before.get("position_ids"), real)
             cos, sin = rotation(self.family, self.text_model, -(last + 1))
             layers = output.past_key_values.layers
             shifted = [rotate_keys(layer.keys, cos[:, None, None], sin[:, None, None]) for layer in layers]
@@ -234,35 +202,20 @@ class Backbone:
         progress.stop()
         return [e for e in encoded if e is not None]
 
-    def _kinds(self, batch: Batch) -> Tensor:
-        ids = batch.inputs["input_ids"]
-        kinds = torch.full_like(ids, TEXT, dtype=torch.int8)
-        if self.family.image_token is not None:
-            kinds[ids == getattr(self.model.config, self.family.image_token)] = IMAGE
-        kinds[batch.answer_mask] = ANSWER
-        return kinds
-
-    def _extent(self, text_inputs: dict[str, Any], real: Tensor) -> tuple[Tensor, Tensor]:
-        """First and last position `[rows]` of each row's real tokens, over all axes of the position ids."""
-        positions = text_inputs.get("position_ids")
-        if positions is None:
-            positions = torch.arange(real.shape[1], device=real.device).expand(real.shape)
-        positions = positions.expand(*positions.shape[:-2], *real.shape)
-        axes = positions.reshape(-1, *real.shape)
-        far = torch.iinfo(axes.dtype).max
-        return axes.masked_fill(~real, far).amin((0, 2)), axes.masked_fill(~real, -1).amax((0, 2))
-
     def query_keys(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[Example] | Prepared,
         *,
         key_layer: int | None = None,
         key_pool: KeyPool = "last",
         batch_size: int = 32,
         progress: Progress = SILENT,
     ) -> Float32[Tensor, "n hidden"]:
-        """Retrieval keys of questions: the same function that gave the entries theirs. `[n, hidden]`, unit norm."""
-        prepared = self.prepare(examples, False, batch_size=batch_size)
+        """Retrieval keys of questions: the same function that gave the entries theirs. `[n, hidden]`, unit norm.
+
+        Questions that were prepared (without answers) are not rendered again; `generate` takes the same ones.
+        """
+        prepared = self._prepared(examples, False, batch_size)
         keys = torch.empty(prepared.count, self.hidden_size, device=self.device)
         progress.start("reading questions", prepared.count)
         for batch in prepared.batches:
@@ -280,26 +233,10 @@ class Backbone:
         if "attention_mask" not in inputs:
             tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
             inputs["attention_mask"] = torch.ones_like(tokens, dtype=torch.long)
-        text_inputs = self._text_inputs(inputs)
+        before = self._text_inputs(inputs)
         with attached(self, None):
-            output = self.text_model(**text_inputs, use_cache=False, **self._tap(key_layer))
-        return self._pool(output, key_layer, key_pool, inputs["attention_mask"].bool())
-
-    def _tap(self, key_layer: int | None) -> dict[str, bool]:
-        if key_layer is not None and not 0 <= key_layer <= self.layers:
-            raise ValueError(f"key_layer must be between 0 and {self.layers} for this model, got {key_layer}")
-        return {} if key_layer in (None, self.layers) else {"output_hidden_states": True}
-
-    def _pool(self, output: Any, key_layer: int | None, key_pool: KeyPool, prefix: Tensor) -> Tensor:
-        """`[rows, hidden]` float32 unit keys from the tokens where `prefix` `[rows, tokens]` is True."""
-        last = key_layer in (None, self.layers)
-        hidden = (output.last_hidden_state if last else output.hidden_states[key_layer]).float()
-        if key_pool == "mean":
-            shown = prefix.to(hidden.dtype)[..., None]
-            return normalize((hidden * shown).sum(1) / shown.sum(1), dim=-1)
-        place = torch.arange(prefix.shape[1], device=prefix.device)
-        final = torch.where(prefix, place, -1).amax(-1)
-        return normalize(hidden[torch.arange(len(final), device=final.device), final], dim=-1)
+            output = self.text_model(**before, use_cache=False, **tap(key_layer, self.layers))
+        return pooled_key(tapped(output, key_layer, self.layers), key_pool, inputs["attention_mask"].bool())
 
     # -- scoring
 
@@ -319,14 +256,13 @@ class Backbone:
             examples: with an answer each; or `prepare(examples, True, embed=True)`, which makes repeated calls fast.
             injection: memory for all the rows in order, or a function from row indices to it.
         """
-        prepared = examples if isinstance(examples, Prepared) else self.prepare(examples, True, batch_size=batch_size)
-        if prepared.max_answer == 0:
-            raise ValueError("these examples were prepared without their answers; use prepare(examples, True)")
+        prepared = self._prepared(examples, True, batch_size)
         nlls, masks, order = [], [], []
         progress.start("scoring answers", prepared.count)
         for batch in prepared.batches:
             with attached(self, _for_rows(injection, batch.rows)):
-                nll, mask = self._score_batch(batch, prepared.max_answer)
+                hidden = self._decode(batch, use_cache=False).last_hidden_state
+            nll, mask = answer_nll(hidden, self.model.get_output_embeddings(), batch, prepared.max_answer)
             nlls.append(nll)
             masks.append(mask)
             order.append(batch.rows)
@@ -335,18 +271,6 @@ class Backbone:
         inverse = torch.cat(order).argsort().to(self.device)
         token_nll, token_mask = torch.cat(nlls)[inverse], torch.cat(masks)[inverse]
         return Scores(token_nll.sum(-1) / token_mask.sum(-1), token_nll, token_mask)
-
-    def _score_batch(self, batch: Batch, max_answer: int) -> tuple[Tensor, Tensor]:
-        longest = int(batch.answer_lengths.max())
-        output = self._decode(batch, use_cache=False)
-        hidden = output.last_hidden_state[:, -longest - 1 : -1]
-        logits = self.model.get_output_embeddings()(hidden)
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        targets = batch.inputs["input_ids"][:, -longest:]
-        nll = wide.logsumexp(-1) - wide.gather(-1, targets[..., None])[..., 0]
-        mask = batch.answer_mask[:, -longest:]
-        missing = (max_answer - longest, 0)
-        return nn.functional.pad(nll * mask, missing), nn.functional.pad(mask, missing)
 
     # -- generating
 
@@ -372,13 +296,16 @@ class Backbone:
         """
         if generate_options.get("num_return_sequences", 1) != 1:
             raise ValueError("generate gives one answer for each question; num_return_sequences must be 1")
-        prepared = examples if isinstance(examples, Prepared) else self.prepare(examples, False, batch_size=batch_size)
+        prepared = self._prepared(examples, False, batch_size)
         options = {"do_sample": False, "pad_token_id": self._pad_token(), **generate_options}
         answers = [""] * prepared.count
         progress.start("answering", prepared.count)
         for batch in prepared.batches:
             chosen = _for_rows(injection, batch.rows)
-            with self._state_kept(), attached(self, chosen, record_mass=on_batch is not None) as attachment:
+            with (
+                state_kept(self.model, self.family),
+                attached(self, chosen, record_mass=on_batch is not None) as attachment,
+            ):
                 tokens = self.model.generate(**batch.inputs, max_new_tokens=max_new_tokens, **options)
             if on_batch is not None and chosen is not None:
                 on_batch(batch.rows, attachment)
@@ -393,48 +320,15 @@ class Backbone:
     # -- identity
 
     def fingerprint(self, *, key_layer: int | None = None, key_pool: KeyPool = "last") -> dict[str, Any]:
-        """What a memory must agree with, as JSON values: architecture, sizes, rope, embedding hash, key encoder.
+        """What a memory must agree with, as JSON values; see `fingerprint.fingerprint_of`."""
+        return fingerprint_of(self, key_layer, key_pool)
 
-        The hash covers the input embeddings rounded to bfloat16 (at most 4,096 evenly spaced rows), so that it does
-        not depend on the dtype a bfloat16 or float32 checkpoint is loaded in.
-        """
-        rope = dict(getattr(self.text_model.config, "rope_parameters", None) or {})
-        return {
-            "architecture": type(self.model).__name__,
-            "model_type": self.model.config.model_type,
-            "layers": self.layers,
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-            "hidden_size": self.hidden_size,
-            "rope": {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(rope.items()) if v is not None},
-            "embedding_sha256": self._embedding_hash(),
-            "key_layer": self.layers if key_layer is None else key_layer,
-            "key_pool": key_pool,
-        }
-
-    @torch.no_grad()
-    def _embedding_hash(self) -> str:
-        if self._weight_hash is None:
-            weight = self.model.get_input_embeddings().weight
-            rows = weight[:: max(1, weight.shape[0] // 4096)].to("cpu", torch.bfloat16).contiguous()
-            digest = hashlib.sha256(f"{tuple(weight.shape)}".encode())
-            digest.update(rows.view(torch.int16).numpy().tobytes())
-            self._weight_hash = digest.hexdigest()
-        return self._weight_hash
-
-
-_NOT_KEPT = ("past_key_values", "use_cache", "cache_position", "return_dict")
-
-
-class _AtTheDoor(Exception):
-    """Carries the text decoder's arguments out of a forward pass that need not go on."""
-
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
-
-
-def _stop_at_the_door(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _AtTheDoor({**({"input_ids": args[0]} if args else {}), **kwargs})
+    @property
+    def embedding_hash(self) -> str:
+        """SHA-256 of the input embeddings; see `fingerprint.embedding_hash`."""
+        if self._embedding_hash is None:
+            self._embedding_hash = embedding_hash(self.model.get_input_embeddings().weight)
+        return self._embedding_hash
 
 
 def _for_rows(injection: RowsInjection, rows: Tensor) -> Injection | None:

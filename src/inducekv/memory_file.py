@@ -23,6 +23,8 @@ from torch import Tensor
 
 from inducekv.compression.storage import STORAGE_DTYPES
 from inducekv.entry import Entry, Layout, Payload
+from inducekv.fingerprint import FingerprintError as FingerprintError
+from inducekv.fingerprint import check_fingerprint as check_fingerprint
 from inducekv.retrieval import Calibration
 
 if TYPE_CHECKING:
@@ -41,10 +43,6 @@ PATIENCE = 60.0
 
 class MemoryFileError(ValueError):
     """A memory's files are missing, truncated, edited, or not a memory at all."""
-
-
-class FingerprintError(ValueError):
-    """A memory belongs to another model."""
 
 
 class MemoryLockedError(ValueError):
@@ -188,23 +186,6 @@ def load(kind: type["KVMemory"], directory: Path, backbone: "Backbone | None") -
     if backbone is not None:
         check_fingerprint(memory.fingerprint, backbone)
     return memory
-
-
-def check_fingerprint(fingerprint: dict[str, Any], backbone: "Backbone") -> None:
-    """
-    Raises:
-        FingerprintError: naming every field in which the model differs.
-    """
-    pool = fingerprint.get("key_pool")
-    layer = fingerprint.get("key_layer")
-    actual = backbone.fingerprint(key_layer=layer, key_pool="mean" if pool == "mean" else "last")
-    names = sorted(set(fingerprint) | set(actual))
-    differing = [n for n in names if fingerprint.get(n) != actual.get(n)]
-    if differing:
-        details = "; ".join(f"{n}: memory {fingerprint.get(n)!r}, model {actual.get(n)!r}" for n in differing)
-        raise FingerprintError(
-            f"this memory was made for another model ({details}); load it with the model it was learned with"
-        )
 
 
 def _read_index(directory: Path) -> dict[str, Any]:

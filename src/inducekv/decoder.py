@@ -1,0 +1,127 @@
+"""Reaching the text decoder: what the whole model would hand to it, and what comes out of it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float32, Int, Int8
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from inducekv.config import KeyPool
+from inducekv.encoded import ANSWER, IMAGE, TEXT
+from inducekv.families import Family
+from inducekv.rendering import Batch
+
+_NOT_KEPT = ("past_key_values", "use_cache", "cache_position", "return_dict")
+
+
+class _AtTheDoor(Exception):
+    """Carries the text decoder's arguments out of a forward pass that need not go on."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+
+
+def _stop_at_the_door(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    raise _AtTheDoor({**({"input_ids": args[0]} if args else {}), **kwargs})
+
+
+@torch.no_grad()
+def text_inputs(model: Any, family: Family, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Everything before the text decoder (vision tower, embeddings, positions): run the model, stop at its door.
+
+    Args:
+        model: the whole model.
+        family: its row in the table.
+        inputs: of the whole model, `attention_mask` `[rows, tokens]` among them.
+
+    Returns:
+        Arguments of the text decoder: `inputs_embeds` (or `input_ids` of a text-only model), `attention_mask`,
+        `position_ids` and whatever else the family passes.
+
+    Raises:
+        ValueError: the model never calls the decoder that its family names.
+    """
+    arguments = dict(inputs)
+    if "position_ids" not in arguments:
+        positions = family.positions(inputs)
+        arguments |= {} if positions is None else {"position_ids": positions}
+    door = family.text(model).register_forward_pre_hook(_stop_at_the_door, with_kwargs=True)
+    try:
+        model(**arguments, use_cache=False)
+    except _AtTheDoor as reached:
+        kept = {k: v for k, v in reached.arguments.items() if v is not None and k not in _NOT_KEPT}
+        return {**kept, "attention_mask": inputs["attention_mask"]}
+    finally:
+        door.remove()
+    raise ValueError(f"the {type(model).__name__} never called its text decoder {family.text_model!r}")
+
+
+@contextmanager
+def state_kept(model: Any, family: Family) -> Iterator[None]:
+    """Put back what the model remembers between calls (Qwen-VL's rope_deltas) when the context closes."""
+    paths = [path.rpartition(".") for path in family.state]
+    owners = [(attrgetter(owner)(model), name) for owner, _, name in paths]
+    values = [getattr(owner, name, None) for owner, name in owners]
+    try:
+        yield
+    finally:
+        for (owner, name), value in zip(owners, values, strict=True):
+            setattr(owner, name, value)
+
+
+def tap(key_layer: int | None, layers: int) -> dict[str, bool]:
+    """Arguments of the decoder that make hidden state `key_layer` come out.
+
+    Raises:
+        ValueError: `key_layer` is not between 0 and `layers`.
+    """
+    if key_layer is not None and not 0 <= key_layer <= layers:
+        raise ValueError(f"key_layer must be between 0 and {layers} for this model, got {key_layer}")
+    return {} if key_layer in (None, layers) else {"output_hidden_states": True}
+
+
+def tapped(output: Any, key_layer: int | None, layers: int) -> Float[Tensor, "rows tokens hidden"]:
+    """Hidden state `key_layer` of the decoder's output; None: the last, after the final norm."""
+    hidden: Tensor = output.last_hidden_state if key_layer in (None, layers) else output.hidden_states[key_layer]
+    return hidden
+
+
+def pooled_key(
+    hidden: Float[Tensor, "rows tokens hidden"], key_pool: KeyPool, prefix: Bool[Tensor, "rows tokens"]
+) -> Float32[Tensor, "rows hidden"]:
+    """Retrieval keys r(x) = h(x) / |h(x)| (InduceKV, specs section 1) from the tokens where `prefix` is True.
+
+    `"mean"` pools them all (the paper's); `"last"` takes the last one (CHOICE: better in the trial).
+    """
+    hidden = hidden.float()
+    if key_pool == "mean":
+        shown = prefix.to(hidden.dtype)[..., None]
+        return normalize((hidden * shown).sum(1) / shown.sum(1), dim=-1)
+    place = torch.arange(prefix.shape[1], device=prefix.device)
+    final = torch.where(prefix, place, -1).amax(-1)
+    return normalize(hidden[torch.arange(len(final), device=final.device), final], dim=-1)
+
+
+def kinds_of(batch: Batch, image_token: int | None) -> Int8[Tensor, "rows tokens"]:
+    """`TEXT`, `IMAGE` or `ANSWER` for every token of a batch (padding is `TEXT`)."""
+    ids = batch.inputs["input_ids"]
+    kinds = torch.full_like(ids, TEXT, dtype=torch.int8)
+    if image_token is not None:
+        kinds[ids == image_token] = IMAGE
+    kinds[batch.answer_mask] = ANSWER
+    return kinds
+
+
+def extent(
+    positions: Int[Tensor, "*axes _ tokens"] | None, real: Bool[Tensor, "rows tokens"]
+) -> tuple[Int[Tensor, "rows"], Int[Tensor, "rows"]]:
+    """First and last position of each row's real tokens, over all axes of the position ids (None: 0, 1, ...)."""
+    if positions is None:
+        positions = torch.arange(real.shape[1], device=real.device)[None]
+    axes = positions.expand(*positions.shape[:-2], *real.shape).reshape(-1, *real.shape)
+    far = torch.iinfo(axes.dtype).max
+    return axes.masked_fill(~real, far).amin((0, 2)), axes.masked_fill(~real, -1).amax((0, 2))

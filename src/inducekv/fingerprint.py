@@ -1,0 +1,64 @@
+"""Which model a memory belongs to."""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from inducekv.config import KeyPool
+
+if TYPE_CHECKING:
+    from inducekv.backbone import Backbone
+
+HASHED_ROWS = 4096
+
+
+class FingerprintError(ValueError):
+    """A memory belongs to another model."""
+
+
+def fingerprint_of(backbone: "Backbone", key_layer: int | None, key_pool: KeyPool) -> dict[str, Any]:
+    """What a memory must agree with, as JSON values: architecture, sizes, rope, embedding hash, key encoder."""
+    rope = dict(getattr(backbone.text_model.config, "rope_parameters", None) or {})
+    return {
+        "architecture": type(backbone.model).__name__,
+        "model_type": backbone.model.config.model_type,
+        "layers": backbone.layers,
+        "kv_heads": backbone.kv_heads,
+        "head_dim": backbone.head_dim,
+        "hidden_size": backbone.hidden_size,
+        "rope": {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(rope.items()) if v is not None},
+        "embedding_sha256": backbone.embedding_hash,
+        "key_layer": backbone.layers if key_layer is None else key_layer,
+        "key_pool": key_pool,
+    }
+
+
+@torch.no_grad()
+def embedding_hash(weight: Float[Tensor, "vocabulary hidden"]) -> str:
+    """SHA-256 of the input embeddings rounded to bfloat16, every n-th row so that at most 4,096 or so count.
+
+    So it does not depend on whether a bfloat16 or float32 checkpoint is loaded in bfloat16 or float32.
+    """
+    rows = weight[:: max(1, weight.shape[0] // HASHED_ROWS)].to("cpu", torch.bfloat16).contiguous()
+    digest = hashlib.sha256(f"{tuple(weight.shape)}".encode())
+    digest.update(rows.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def check_fingerprint(fingerprint: dict[str, Any], backbone: "Backbone") -> None:
+    """
+    Raises:
+        FingerprintError: naming every field in which the model differs.
+    """
+    pool: KeyPool = "mean" if fingerprint.get("key_pool") == "mean" else "last"
+    actual = backbone.fingerprint(key_layer=fingerprint.get("key_layer"), key_pool=pool)
+    names = sorted(set(fingerprint) | set(actual))
+    differing = [n for n in names if fingerprint.get(n) != actual.get(n)]
+    if differing:
+        details = "; ".join(f"{n}: memory {fingerprint.get(n)!r}, model {actual.get(n)!r}" for n in differing)
+        raise FingerprintError(
+            f"this memory was made for another model ({details}); load it with the model it was learned with"
+        )

@@ -1,0 +1,39 @@
+"""How well the model predicts given answers."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from inducekv.rendering import Batch
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Likelihood of answers, end-of-turn token included.
+
+    Attributes:
+        nll: `[n]` negative log-likelihood in nats, mean over an answer's tokens.
+        token_nll: `[n, max_answer]` of each answer token, answers aligned at the end; 0 where padded.
+        token_mask: `[n, max_answer]` True at answer tokens.
+    """
+
+    nll: Float[Tensor, "n"]
+    token_nll: Float[Tensor, "n max_answer"]
+    token_mask: Bool[Tensor, "n max_answer"]
+
+
+def answer_nll(
+    hidden: Float[Tensor, "rows tokens hidden"], head: nn.Module, batch: Batch, max_answer: int
+) -> tuple[Float[Tensor, "rows max_answer"], Bool[Tensor, "rows max_answer"]]:
+    """`token_nll` and `token_mask` of one batch; logits are formed only where an answer token is predicted."""
+    longest = int(batch.answer_lengths.max())
+    logits = head(hidden[:, -longest - 1 : -1])
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    targets = batch.inputs["input_ids"][:, -longest:]
+    nll = wide.logsumexp(-1) - wide.gather(-1, targets[..., None])[..., 0]
+    mask = batch.answer_mask[:, -longest:]
+    missing = (max_answer - longest, 0)
+    return pad(nll * mask, missing), pad(mask, missing)
