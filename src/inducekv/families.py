@@ -65,6 +65,7 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "llama": Family("model"),
+    "idefics3": Family("model.text_model", image_token="image_token_id"),
     "llava": Family("model.language_model", image_token="image_token_id"),
     "qwen2": Family("model"),
     "qwen2_5_vl": Family(
