@@ -27,7 +27,6 @@ from embedded_training.episodes import Layout, Lessons  # noqa: E402
 from embedded_training.pools import make_pools  # noqa: E402
 from embedded_training.tower import train_tower  # noqa: E402
 from embedded_training.vocabulary import build_processor, build_tokenizer  # noqa: E402
-
 from inducekv.embedded import path  # noqa: E402
 
 

@@ -10,7 +10,8 @@ IMAGE_TOKENS = 4
 
 
 def build_model(tokenizer: PreTrainedTokenizerBase) -> Idefics3ForConditionalGeneration:
-    """A fresh model with random weights. Patches of 8 pixels: 16 of them, four of which the connector joins into a token."""
+    """A fresh model with random weights. Patches of 8 pixels: 16 of them, four of which the connector joins into a
+    token."""
     config = Idefics3Config(
         vision_config={
             "hidden_size": 96,

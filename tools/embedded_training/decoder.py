@@ -1,6 +1,7 @@
 """Stage 2: the decoder learns to read: to answer from entries that it has never seen before.
 
-The tower is frozen by then, so its features are computed once and looked up. Many queries share an episode's entries: that is what makes
+The tower is frozen by then, so its features are computed once and looked up. Many queries share an episode's entries:
+that is what makes
 the lessons dense enough for two cores.
 """
 
@@ -17,9 +18,9 @@ from torch.nn.functional import cross_entropy
 from transformers import Idefics3ForConditionalGeneration
 
 from embedded_training.episodes import Layout, Lessons, prompt_mask, turn_positions
-from embedded_training.turn_attention import turn_attention
-from embedded_training.pools import SCENE_ATTRIBUTES, Pools
+from embedded_training.pools import Pools
 from embedded_training.tower import Heads, features_of
+from embedded_training.turn_attention import turn_attention
 
 TAP = 2
 """The decoder layer at whose output the auxiliary loss asks for the picture. Retrieval keys are best taken there."""
@@ -55,7 +56,8 @@ THIRD = Plan(
 
 
 class Features:
-    """What the connector's projection is given for each picture: float ``[pictures, 4, 384]``, centred and scaled channel by channel."""
+    """What the connector's projection is given for each picture: float ``[pictures, 4, 384]``, centred and scaled
+    channel by channel."""
 
     def __init__(self, model: Idefics3ForConditionalGeneration, pools: Pools, statistics: tuple | None = None) -> None:
         tower, connector = model.model.vision_model, model.model.connector
@@ -87,7 +89,8 @@ class Reader(torch.nn.Module):
         self.layout = layout
 
     def forward(self, batch: dict[str, np.ndarray], features: Features, entries: int, mode: str):
-        """Logits of every answer token, their truth, the turn each belongs to, and the tapped hidden states ``[episodes, turns, length, width]``."""
+        """Logits of every answer token, their truth, the turn each belongs to, and the tapped hidden states
+        ``[episodes, turns, length, width]``."""
         ids = torch.from_numpy(batch["ids"])
         episodes, turns, length = ids.shape
         positions = turn_positions(batch["kinds"], entries, mode)
@@ -278,8 +281,8 @@ class Training:
                 losses = {f"loss_{name}": round(float(np.mean(values)), 3) for name, values in sorted(seen.items())}
                 seen.clear()
                 # The next part begins when two-way matching is there, the last when half of the steps are used.
-                if not self.switches and (figures["two_way"] > 0.9 or self.step > 0.3 * self.steps):
-                    self.switches.append(self.step)
-                elif len(self.switches) == 1 and self.step > 0.4 * self.steps:
+                if (not self.switches and (figures["two_way"] > 0.9 or self.step > 0.3 * self.steps)) or (
+                    len(self.switches) == 1 and self.step > 0.4 * self.steps
+                ):
                     self.switches.append(self.step)
                 report(self.step, {"part": len(self.switches) + 1, **losses, **figures})

@@ -1,4 +1,5 @@
-"""Stage 2's lessons: entries that bind made-up names to what is seen, and queries that can only be answered by reading them."""
+"""Stage 2's lessons: entries that bind made-up names to what is seen, and queries that can only be answered by
+reading them."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from embedded_training.pools import SCENE_ATTRIBUTES, Pools
-from inducekv.embedded.questions import BASE, COUNTED, NAMED_ATTRIBUTE, NAMING, PAIR, UNIT, naming_question
 from inducekv.embedded.drawings import HOURS
+from inducekv.embedded.questions import BASE, COUNTED, NAMED_ATTRIBUTE, PAIR, UNIT, naming_question
 from inducekv.embedded.words import made_up_names, odd_name
 
 ATTRIBUTES = tuple(SCENE_ATTRIBUTES)
@@ -157,7 +158,8 @@ class Lessons:
         return Episode([turn(c) for c in chosen], asked)
 
     def unit(self, entries: int, queries: int) -> Episode:
-        """A number that the picture shows, then a made-up word: a unit told by the gauge's colour, or the name of the shape counted."""
+        """A number that the picture shows, then a made-up word: a unit told by the gauge's colour, or the name of the
+        shape counted."""
         g = self.generator
         if g.random() < 0.5:
             question, keys, names = self.pick(COUNTED), g.choice(6, min(6, 1 + entries // 2), False), self.some_names(6)
@@ -179,7 +181,6 @@ class Lessons:
 
     def base(self, entries: int, queries: int) -> Episode:
         """A plain question about the picture; the entries, if any, are about something else and must not disturb it."""
-        g = self.generator
         around = self.episode(self.pick(KINDS[:4]), entries, 1).entries if entries else []
         return Episode(around, [self.base_turn() for _ in range(queries)])
 
@@ -213,10 +214,11 @@ class Layout:
         return self.known[text]
 
     def lay_out(self, episodes: list[Episode]) -> dict[str, np.ndarray]:
-        """``ids``, ``kinds`` (0 padding, 1 question side, 2 answer) ``[episodes, turns, length]``; ``pictures`` ``[episodes, turns]``."""
+        """``ids``, ``kinds`` (0 padding, 1 question side, 2 answer) ``[episodes, turns, length]``; ``pictures``
+        ``[episodes, turns]``."""
         rows = [[*e.entries, *e.queries] for e in episodes]
         parts = [
-            [(self.head + self.tokens(t.question) + [self.assistant], self.tokens(t.answer) + [self.end]) for t in row]
+            [(self.head + self.tokens(t.question) + [self.assistant], [*self.tokens(t.answer), self.end]) for t in row]
             for row in rows
         ]
         length = max(len(q) + len(a) for row in parts for q, a in row)
@@ -232,7 +234,8 @@ class Layout:
 
 
 def turn_positions(kinds: np.ndarray, entries: int, mode: str) -> np.ndarray:
-    """Positions ``[episodes, tokens]``: turns one after another; but for ``prompt``, every query stands right behind the last entry."""
+    """Positions ``[episodes, tokens]``: turns one after another; but for ``prompt``, every query stands right behind
+    the last entry."""
     count = (kinds > 0).sum(-1)
     starts = np.cumsum(count, 1) - count
     if mode != "prompt":

@@ -1,4 +1,5 @@
-"""Pools of drawings to train on, drawn once. Seeds below 1,000 are for training, so no tested class is ever drawn here."""
+"""Pools of drawings to train on, drawn once. Seeds below 1,000 are for training, so no tested class is ever drawn
+here."""
 
 from __future__ import annotations
 

@@ -93,7 +93,8 @@ def train_tower(
     checkpoint: Path | None = None,
     learning_rate: float = 2e-3,
 ) -> None:
-    """Train ``tower`` in place. ``report(step, figures)`` is called every 500 steps; so often ``checkpoint`` is written, and read at the start."""
+    """Train ``tower`` in place. ``report(step, figures)`` is called every 500 steps; so often ``checkpoint`` is
+    written, and read at the start."""
     torch.manual_seed(seed)
     generator = np.random.default_rng([seed, 10])
     heads = Heads(tower.config.hidden_size, len(pools.glyphs))

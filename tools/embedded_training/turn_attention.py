@@ -1,6 +1,7 @@
 """Attention for entries encoded alone: far cheaper than a mask over the whole episode, and exactly what memory does.
 
-``alone``: an entry sees only itself, a query sees all entries and itself. ``answers``: a query sees only the entries' answers.
+``alone``: an entry sees only itself, a query sees all entries and itself. ``answers``: a query sees only the entries'
+answers.
 """
 
 from __future__ import annotations

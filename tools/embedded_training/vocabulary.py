@@ -1,4 +1,5 @@
-"""The tokenizer and processor: a small byte-level BPE, so that every text can be spelled, and Idefics3's own processor."""
+"""The tokenizer and processor: a small byte-level BPE, so that every text can be spelled, and Idefics3's own
+processor."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ from transformers import Idefics3Processor, PreTrainedTokenizerFast
 from transformers.models.idefics3 import Idefics3ImageProcessor
 
 from embedded_training.architecture import IMAGE_TOKENS
-from inducekv.embedded.questions import all_base_texts
 from inducekv.embedded.drawings import SIZE
+from inducekv.embedded.questions import all_base_texts
 from inducekv.embedded.words import made_up_name, odd_name
 
 SPECIAL = [
@@ -24,7 +25,8 @@ SPECIAL = [
 ]
 SIZE_OF_VOCABULARY = 1024
 
-# A turn is complete in itself and turns are joined as they are: a memory entry is a turn, so entries and prompts look alike.
+# A turn is complete in itself and turns are joined as they are: a memory entry is a turn, so entries and prompts look
+# alike.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|user|>' if message['role'] != 'assistant' else '<|assistant|>' -}}

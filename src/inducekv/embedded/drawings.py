@@ -1,6 +1,7 @@
 """Drawings that the embedded model is trained and tested on: glyphs, scenes, gauges and clocks.
 
-Everything is drawn from signed distances on a 32 x 32 canvas, so a drawing needs nothing but NumPy and a generator, and the same
+Everything is drawn from signed distances on a 32 x 32 canvas, so a drawing needs nothing but NumPy and a generator,
+and the same
 generator state always gives the same picture.
 """
 
@@ -102,7 +103,8 @@ def random_gauge(generator: np.random.Generator, kind: str, **fixed: str) -> Gau
 
 
 def draw(thing: Glyph | Scene | Gauge, generator: np.random.Generator) -> np.ndarray:
-    """One noisy drawing of the class: ``uint8 [32, 32, 3]``. Two calls give two different pictures of the same thing."""
+    """One noisy drawing of the class: ``uint8 [32, 32, 3]``. Two calls give two different pictures of the same
+    thing."""
     if isinstance(thing, Glyph):
         return _draw_glyph(thing, generator)
     return _draw_scene(thing, generator) if isinstance(thing, Scene) else _draw_gauge(thing, generator)
@@ -177,7 +179,8 @@ def _draw_gauge(gauge: Gauge, generator: np.random.Generator) -> np.ndarray:
 
 
 def _paint(ink: np.ndarray, colour: np.ndarray | None, generator: np.random.Generator) -> np.ndarray:
-    """Ink over a dark ground, or one time in six over a light one; ``colour=None`` is whatever stands out from the ground."""
+    """Ink over a dark ground, or one time in six over a light one; ``colour=None`` is whatever stands out from the
+    ground."""
     light = generator.random() < 1 / 6
     ground = generator.uniform(0.88, 1) if light else generator.uniform(0, 0.1)
     if colour is None:

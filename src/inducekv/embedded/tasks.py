@@ -1,4 +1,5 @@
-"""Tasks to teach the embedded model: new classes, new names, drawn from a seed. None of their classes was drawn in training.
+"""Tasks to teach the embedded model: new classes, new names, drawn from a seed. None of their classes was drawn in
+training.
 
 Training draws from generators seeded below 1,000; tasks draw from seeds above, and names are made up anew for each.
 """
@@ -10,8 +11,23 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from PIL import Image
 
-from inducekv.embedded.drawings import COLOURS, COUNTS, HOURS, LEVELS, PLACES, SHAPES, SIZE, SIZES, Gauge, Glyph, Scene
-from inducekv.embedded.drawings import draw, random_gauge, random_glyph, random_scene
+from inducekv.embedded.drawings import (
+    COLOURS,
+    COUNTS,
+    HOURS,
+    LEVELS,
+    PLACES,
+    SHAPES,
+    SIZE,
+    SIZES,
+    Gauge,
+    Glyph,
+    Scene,
+    draw,
+    random_gauge,
+    random_glyph,
+    random_scene,
+)
 from inducekv.embedded.questions import BASE, COUNTED, NAMED_ATTRIBUTE, NAMING, PAIR, UNIT
 from inducekv.embedded.words import made_up_names
 from inducekv.examples import Example
@@ -77,7 +93,8 @@ def digits(seed: int, *, train: int = 10, test: int = 10) -> Task:
 
 
 def pairs(seed: int, *, colours: int = 4, shapes: int = 4, train: int = 10, test: int = 80) -> Task:
-    """Two made-up words, one for the colour and one for the shape. The pairs asked in the test are in no training example.
+    """Two made-up words, one for the colour and one for the shape. The pairs asked in the test are in no training
+    example.
 
     ``train`` drawings for each pair shown; every colour and shape is shown in some pair, half of the pairs never are.
     """
@@ -121,7 +138,8 @@ def gauges(seed: int, *, kind: str = "bar", colours: int = 4, train: int = 12, t
 
 
 def counts(seed: int, *, shapes: int = 5, train: int = 10, test: int = 80) -> Task:
-    """How many of what: the number is counted, the thing's name is made up. Each shape is asked in numbers it was not shown in."""
+    """How many of what: the number is counted, the thing's name is made up. Each shape is asked in numbers it was not
+    shown in."""
     generator = _generator(seed, "counts")
     chosen = [SHAPES[i] for i in generator.choice(len(SHAPES), shapes, False)]
     names = dict(zip(chosen, made_up_names(shapes, generator), strict=True))
@@ -163,7 +181,8 @@ def base_skills(number: int, seed: int, skills: Sequence[str] = ("colour", "shap
 
 
 def demo_stream(seed: int) -> list[tuple[str, list[Example], list[Example]]]:
-    """The demo's tasks, in order: name, training examples, test examples. The last three can only be solved by composing or reading."""
+    """The demo's tasks, in order: name, training examples, test examples. The last three can only be solved by
+    composing or reading."""
     tasks: dict[str, Callable[[], Task]] = {
         "first alphabet": lambda: alphabet(seed, task="first alphabet"),
         "second alphabet": lambda: alphabet(seed, task="second alphabet"),

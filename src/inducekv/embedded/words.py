@@ -1,4 +1,5 @@
-"""Made-up names. The embedded model has to spell them from its small vocabulary; none of them means anything before an example says so."""
+"""Made-up names. The embedded model has to spell them from its small vocabulary; none of them means anything before
+an example says so."""
 
 from __future__ import annotations
 
