@@ -14,6 +14,8 @@ from inducekv.cli.common import JsonOption, QuietOption, SeedOption, helpful, ou
 if TYPE_CHECKING:
     from inducekv.continual.runner import MethodResult
 
+SHOWN = ("zero_shot", "nearest_neighbour", "sequential_lora", "inducekv")
+
 
 def register(app: typer.Typer) -> None:
     app.command()(helpful(demo))
@@ -54,6 +56,10 @@ def demo(
         InduceKV(model),
         NearestNeighbour(model),
     ]
+
+    def place(result: MethodResult) -> int:
+        return SHOWN.index(result.name)
+
     console = out()
     talk = not (quiet or as_json)
     if talk:
@@ -61,11 +67,9 @@ def demo(
 
     def after_task(number: int, results: Sequence[MethodResult]) -> None:
         if talk:
-            console.print(_so_far(stream.tasks, number, results))
+            console.print(_so_far(stream.tasks, number, sorted(results, key=place)), "")
 
-    results = run(stream, methods, progress, after_task)
-    order = ["zero_shot", "nearest_neighbour", "sequential_lora", "inducekv"]
-    results.sort(key=lambda result: order.index(result.name))
+    results = sorted(run(stream, methods, progress, after_task), key=place)
     figures = results_object(seed, limit, stream.tasks, results)
     answered = gallery(stream, model, results[-1].final_answers)
     questions = sum(len(experience.test) for experience in stream.experiences)
@@ -86,22 +90,20 @@ def demo(
 
 
 def _so_far(tasks: Sequence[str], number: int, results: Sequence[MethodResult]) -> Table:
-    table = Table(
-        title=f"after {tasks[number]} ({number + 1}/{len(tasks)}): accuracy %", title_justify="left", box=None
-    )
+    title = f"after task {number + 1} of {len(tasks)}, {tasks[number]}: accuracy in percent"
+    table = Table(title=title, title_justify="left", title_style="", box=None, header_style="dim")
     table.add_column("")
-    for task in tasks[: number + 1]:
-        table.add_column(task, justify="right")
-    table.add_column("mean", justify="right")
     for result in results:
-        row = result.matrix[number, : number + 1]
-        style = "bold" if result.name == "inducekv" else None
-        table.add_row(result.title, *(f"{cell:.0f}" for cell in row), f"{row.mean():.1f}", style=style)
+        table.add_column(result.title, justify="right", style="bold" if result.name == "inducekv" else None)
+    rows = [result.matrix[number, : number + 1] for result in results]
+    for on, task in enumerate(tasks[: number + 1]):
+        table.add_row(task, *(f"{row[on]:.0f}" for row in rows))
+    table.add_row("mean so far", *(f"{row.mean():.1f}" for row in rows), end_section=True)
     return table
 
 
 def _table(results: Sequence[MethodResult]) -> Table:
-    table = Table(title="\nthe whole stream", title_justify="left")
+    table = Table(title="the whole stream", title_justify="left", title_style="bold")
     for heading in ("method", "Avg", "Last", "forgetting", "bytes", "learn s", "answer s"):
         table.add_column(heading, justify="left" if heading == "method" else "right")
     for result in results:

@@ -21,7 +21,7 @@ class NearestNeighbour(Method):
     """
 
     name: ClassVar[str] = "nearest_neighbour"
-    title: ClassVar[str] = "Nearest neighbour (label copy)"
+    title: ClassVar[str] = "Nearest neighbour"
 
     def __init__(self, model: InducedModel) -> None:
         self._model = model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -157,7 +158,8 @@ class SequentialLora(Method):
             bias="none",
             target_modules=list(self.size.modules),
         )
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of PEFT's, about names in transformers
             torch.manual_seed(self._seed)
             adapted = self._peft.get_peft_model(model, config)
         try:
