@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from inducekv.continual import metrics
-from inducekv.continual.gallery import AnsweredQuestion, ShownSource
+from inducekv.continual.gallery import AnsweredQuestion, ShownSource, picked_questions
 from inducekv.continual.graders import accuracy, exact_match
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.sequential_lora import solve_size
@@ -163,7 +163,17 @@ def test_the_page_is_whole_in_itself(tmp_path):
     outside = re.findall(r"""(?:src|href|url\(|@import)\s*=?\s*["'(]?(?!data:|#)(\w+:[^"')\s]+)""", text)
     assert [link for link in outside if not link.startswith("data:")] == []
     assert "<link" not in text
-    assert "α 0.75 · mass 0.12" in text
+    assert "α 0.75<br>mass 0.12" in text
+
+
+@pytest.mark.parametrize(
+    "right, shown",
+    [("yyyyyyyyyyyy", [0, 4, 8]), ("yyyyynyyyyyy", [0, 6, 5]), ("nnnn", [0, 1, 2]), ("yn", [0, 1]), ("y", [0])],
+)
+def test_the_gallery_spreads_over_the_test_and_hides_no_failure(right, shown):
+    test = [Example("q", "a", id=str(index)) for index in range(len(right))]
+    answers = ["a" if each == "y" else "b" for each in right]
+    assert [int(example.identifier) for example in picked_questions(test, answers, 3)] == shown
 
 
 @given(

@@ -58,8 +58,8 @@ def gallery(
 ) -> list[AnsweredQuestion]:
     """A few test questions of each task, answered again with their sources.
 
-    Of each task the first questions are shown as they come, except that where some are answered wrongly one of those
-    takes the last place: a gallery of successes only would mislead.
+    Of each task, questions spread evenly over the test are shown, except that where some are answered wrongly one of
+    those takes the last place: a gallery of successes only would mislead.
 
     Args:
         final_answers: answers of `model` to each task's test questions after the whole stream.
@@ -69,7 +69,7 @@ def gallery(
     learned = {example.identifier: example for experience in stream.experiences for example in experience.train}
     shown = []
     for experience, answers in zip(stream.experiences, final_answers, strict=True):
-        picked = _picked(experience.test, answers, each)
+        picked = picked_questions(experience.test, answers, each)
         for example, answer in zip(picked, model.answer_all(picked), strict=True):
             read = sorted(answer.sources, key=lambda source: -source.mass)[:sources]
             shown.append(
@@ -85,14 +85,21 @@ def gallery(
     return shown
 
 
-def _picked(test: Sequence[Example], answers: Sequence[str], each: int) -> list[Example]:
+def picked_questions(test: Sequence[Example], answers: Sequence[str], each: int) -> list[Example]:
+    """At most `each` of the test questions, a wrongly answered one among them if there is any."""
     wrong = [
         index
         for index, (example, answer) in enumerate(zip(test, answers, strict=True))
         if not exact_match(answer, example.answer or "")
     ]
-    picked = [index for index in range(len(test)) if index not in wrong][: each - bool(wrong)] + wrong[:each]
-    return [test[index] for index in picked[:each]]
+    right = [index for index in range(len(test)) if index not in wrong]
+    picked = _spread(right, each - bool(wrong))
+    return [test[index] for index in [*picked, *_spread(wrong, each - len(picked))]]
+
+
+def _spread(indices: list[int], count: int) -> list[int]:
+    count = min(count, len(indices))
+    return [indices[place * len(indices) // count] for place in range(count)]
 
 
 def _shown(source: Source, learned: dict[str, Example]) -> ShownSource:

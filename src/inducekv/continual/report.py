@@ -182,11 +182,12 @@ def _answer(item: AnsweredQuestion) -> str:
 
 
 def _source(source: ShownSource) -> str:
+    name = source.id if len(source.id) <= 10 else source.id[:8] + "…"
     told = f"{source.question} — {source.answer} (entry {source.id}, task {source.task})"
     return (
         f'<div class="source" title="{html.escape(told, quote=True)}">{_pictures(source.images, 56)}'
-        f'<p class="name">{html.escape(source.answer)}</p><p>α {source.alpha:.2f} · mass {source.mass:.2f}</p>'
-        f'<p class="id">{html.escape(source.task)} · {html.escape(source.id)}</p></div>'
+        f'<p class="name">{html.escape(source.answer)}</p><p>α {source.alpha:.2f}<br>mass {source.mass:.2f}</p>'
+        f'<p class="id">{html.escape(source.task)}<br>{html.escape(name)}</p></div>'
     )
 
 
