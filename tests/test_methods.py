@@ -1,9 +1,9 @@
 """The compared methods on a tiny model."""
 
 import pytest
-import tiny
 import torch
 
+import tiny
 from inducekv.continual.methods.sequential_lora import LoraRecipe, SequentialLora
 from inducekv.continual.methods.zero_shot import ZeroShot
 from inducekv.continual.stream import Experience
