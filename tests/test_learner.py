@@ -68,7 +68,7 @@ def test_questions_of_the_two_levels_never_overlap_and_spare_examples_are_asked_
     examples = [Example(f"q{i}", str(i % 5), id=str(i)) for i in range(300)]
     roles = assign_roles(examples, candidates=100, seed=0)
     assert len(roles.candidates) == 100
-    assert len(roles.calibration) == len(roles.current) == QUESTIONS
+    assert (len(roles.calibration), len(roles.current)) == (QUESTIONS // 4, 3 * QUESTIONS // 4)
     assert not set(roles.calibration) & set(roles.current)
     assert not (set(roles.calibration) | set(roles.current)) & set(roles.candidates)
     few = assign_roles(examples[:10], candidates=100, seed=0)

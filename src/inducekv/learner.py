@@ -29,7 +29,7 @@ from inducekv.selection import SELECTORS, Coverage, Objective, Selection, Select
 from inducekv.selection.likelihood import LikelihoodScorer, to_calibration, to_phi
 from inducekv.selection.objective import Split
 from inducekv.selection.questions import Question, questions_of
-from inducekv.splits import assign_roles
+from inducekv.splits import assign_roles, two_levels
 from inducekv.training_state import TrainingState
 
 READING = ("key_layer", "key_pool", "key_centering", "top_k", "weighting", "abstain")
@@ -134,11 +134,12 @@ def learn(
         known = {entry.id: key for entry, key in zip(fresh, keys, strict=True)}
         questions = questions_of(backbone, asked, [task] * len(asked), config, known)
         anchors = _anchor_questions(backbone, training_state, examples, memory, config)
+        inner_anchors, outer_anchors = two_levels(anchors)
         splits: dict[Split, list[Question]] = {
             "calibration": questions[: len(roles.calibration)],
             "current": questions[len(roles.calibration) :],
-            "calibration_anchors": anchors[1::2],
-            "anchors": anchors[0::2],
+            "calibration_anchors": inner_anchors,
+            "anchors": outer_anchors,
         }
         pool_keys = torch.nn.functional.normalize(torch.stack([entry.key for entry in pool]).float(), dim=-1)
         loaded = [entry.payload.load() for entry in pool]

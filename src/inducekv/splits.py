@@ -4,11 +4,14 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from inducekv.examples import Example
 
-QUESTIONS = 64
-"""Questions of the current task on each level, inner and outer, at most. CHOICE: a task's learning time is bounded."""
+T = TypeVar("T")
+
+QUESTIONS = 128
+"""Questions of the current task on both levels together, at most. CHOICE: a task's learning time is bounded."""
 
 
 def balanced_order(examples: Sequence[Example], seed: int, purpose: str = "") -> list[int]:
@@ -66,5 +69,9 @@ def assign_roles(examples: Sequence[Example], candidates: int, seed: int) -> Rol
     order = balanced_order(examples, seed, "candidates")
     chosen, spare = order[:candidates], order[candidates:]
     doubled = [chosen[i] for i in balanced_order([examples[i] for i in chosen], seed, "questions")]
-    asked = (spare + doubled)[: 2 * QUESTIONS]
-    return Roles(sorted(chosen), asked[1::2], asked[0::2])
+    return Roles(sorted(chosen), *two_levels((spare + doubled)[:QUESTIONS]))
+
+
+def two_levels(items: Sequence[T]) -> tuple[list[T], list[T]]:
+    """A quarter for the inner level, which fits a few scalars; the rest for the outer, of many weights. CHOICE."""
+    return list(items[3::4]), [item for place, item in enumerate(items) if place % 4 != 3]

@@ -13,14 +13,12 @@ from inducekv.selection.problem import Selection, SelectionProblem
 from inducekv.selection.rounding import indicator, round_weights
 from inducekv.selection.simplex import project
 
-START = 0.5
-"""Share of the starting weights that the greedy choice gets; the rest is spread evenly over all candidates. CHOICE."""
-EXPLORATION = 0.3
-"""Share of the weights spread evenly over all candidates while scoring, falling to 0 over the outer steps. CHOICE."""
-MOMENTUM = 0.8
-"""Part of the previous outer step that is kept: batches of questions see few entries each. CHOICE."""
-ROUNDINGS = 4
-"""How many times along the way the rounded weights are scored; the best rounding is returned. CHOICE."""
+GHOST = 0.05
+"""Weight of entries that are not chosen while the gradient is taken, so that retrieval can reach them. CHOICE."""
+MOMENTUM = 0.5
+"""Part of the previous outer gradient that is kept: a batch of questions meets few entries. CHOICE."""
+FORGIVENESS = 0.9
+"""How slowly exchanges that did not pay are tried again. CHOICE."""
 
 
 def bilevel(
@@ -33,69 +31,89 @@ def bilevel(
 
     CHOICES, beyond the published description:
 
-    - It starts between the greedy choice and the uniform point, so no candidate is out of reach and few steps suffice.
-    - While scoring, part of the weight is spread evenly over all candidates: with top-k retrieval an entry that is
-      never retrieved has no gradient.
-    - The gradient of a mean log-likelihood is tiny and its scale says nothing about w, so a step is scaled by its
-      largest component: `outer_lr` is how far the weight that matters most moves.
-    - The relaxed optimum need not round well, so rounded weights are scored with J along the way, the start included,
-      and the best set is returned: by the measure it optimises, the result is never worse than its start.
+    - Gradients are taken at rounded weights (straight through), the rest held at a small weight. Since alpha is
+      normalised, J(w) does not change when all weights shrink together: weights spread over all candidates answer as
+      well as a memory that holds them all, so the relaxed optimum is spread out and its rounding arbitrary. What counts
+      is J of a memory that fits.
+    - The gradient of a mean log-likelihood is tiny and its scale says nothing about w. So the step is as long as it
+      takes to exchange a given number of entries (at first the share `outer_lr` of those chosen); it grows when J of
+      the new rounded weights, on all outer questions, is lower, and else shrinks, and the step is taken back.
+    - It starts from the greedy choice; few steps then suffice, and by the measure it minimises it never ends worse.
     """
     if problem.everything_fits:
-        weights = torch.ones(len(problem))
-        return Selection(weights, list(range(len(problem))), problem.phi)
+        return Selection(torch.ones(len(problem)), list(range(len(problem))), problem.phi)
     objective, costs, total = problem.objective, problem.costs, problem.total
     hypergradient = HYPERGRADIENTS[config.hypergradient]
-    start = greedy(problem, config, generator).weights
-    uniform = project(torch.zeros(len(problem)), costs, total)
-    weights = project(START * start + (1 - START) * uniform, costs, total)
     fitter = PhiFitter(objective, problem.phi, lr=config.inner_lr)
-    best = _Best(problem)
-    best.consider(start, fitter.phi)
-    velocity = torch.zeros_like(weights)
+    chosen, phi = greedy(problem, config, generator).chosen, problem.phi
+    weights = indicator(chosen, len(problem))
+    value = _value(problem, chosen, phi)
+    velocity, aversion = torch.zeros_like(weights), torch.zeros_like(weights)
+    exchanges = max(1.0, config.outer_lr * len(chosen))
     history = []
     progress.start("choosing entries", config.outer_steps)
     for step in range(config.outer_steps):
-        left = 1 - step / config.outer_steps
-        seen = (1 - EXPLORATION * left) * weights + EXPLORATION * left * uniform
-        phi = fitter.fit(seen, config.inner_steps, generator)
+        held = indicator(chosen, len(problem))
+        trial_phi = fitter.fit(held, config.inner_steps, generator)
         gradient, terms = hypergradient(
-            objective, seen, phi, objective.outer_batch(generator), objective.inner_batch(generator)
+            objective,
+            held + GHOST * (1 - held),
+            trial_phi,
+            objective.outer_batch(generator),
+            objective.inner_batch(generator),
         )
-        velocity = MOMENTUM * velocity + _unit_step(gradient, costs)
-        weights = project(weights - config.outer_lr * left * _unit_step(velocity, costs), costs, total)
-        if (step + 1) % max(1, config.outer_steps // ROUNDINGS) == 0 or step + 1 == config.outer_steps:
-            best.consider(weights, phi)
-        history.append({"step": step, **terms.as_numbers(), "best": best.value})
+        velocity = MOMENTUM * velocity + _unit(gradient, costs)
+        direction = _unit(velocity, costs) + aversion * (1 - 2 * held)
+        relaxed = _step(held, direction, round(exchanges), problem)
+        trial = round_weights(relaxed, costs, total)
+        trial_value = _value(problem, trial, trial_phi)
+        changed = held != indicator(trial, len(problem))
+        if trial_value < value:
+            weights, chosen, phi, value = relaxed, trial, trial_phi, trial_value
+            exchanges = min(1.5 * exchanges, max(1.0, len(chosen) / 2))
+        else:
+            aversion = aversion + changed
+            exchanges = max(1.0, exchanges / 2)
+        aversion = FORGIVENESS * aversion
+        history.append(
+            {"step": step, **terms.as_numbers(), "best": value, "taken": chosen == trial, "changed": int(changed.sum())}
+        )
         progress.advance()
     progress.stop()
-    return Selection(weights, best.chosen, best.phi, history)
+    return Selection(weights, chosen, phi, history)
 
 
-def _unit_step(direction: Float[Tensor, " entries"], costs: Tensor) -> Float[Tensor, " entries"]:
+def _value(problem: SelectionProblem, chosen: list[int], phi: Float[Tensor, " parameters"]) -> float:
+    """J of a memory with exactly these entries, on all outer questions."""
+    with torch.no_grad():
+        return float(problem.objective.outer(indicator(chosen, len(problem)), phi).total)
+
+
+def _step(
+    held: Float[Tensor, " entries"],
+    direction: Float[Tensor, " entries"],
+    exchanges: int,
+    problem: SelectionProblem,
+) -> Float[Tensor, " entries"]:
+    """The projected step from rounded weights against `direction`, just long enough to exchange so many entries."""
+    leaving = direction[held > 0].sort(descending=True).values
+    entering = direction[held == 0].sort().values
+    count = min(exchanges, len(leaving), len(entering))
+    if count == 0:
+        return held
+    gap = float(leaving[count - 1] - entering[count - 1])
+    length = 1.001 / gap if gap > 0 else 1.0
+    for _ in range(8):  # entries of different size need somewhat longer steps
+        relaxed = project(held - length * direction, problem.costs, problem.total)
+        if round_weights(relaxed, problem.costs, problem.total) != round_weights(held, problem.costs, problem.total):
+            break
+        length *= 1.5
+    return relaxed
+
+
+def _unit(direction: Float[Tensor, " entries"], costs: Tensor) -> Float[Tensor, " entries"]:
     """The part of a direction along the budget's hyperplane, scaled so that its largest component is 1."""
     normal = costs.to(direction.dtype) / costs.double().norm().to(direction.dtype)
     tangent = torch.nan_to_num(direction, posinf=0.0, neginf=0.0)
     tangent = tangent - (tangent @ normal) * normal
     return tangent / tangent.abs().max().clamp_min(torch.finfo(tangent.dtype).tiny)
-
-
-class _Best:
-    """The rounded weights with the lowest J so far, each scored on all outer questions with the phi of its time."""
-
-    def __init__(self, problem: SelectionProblem) -> None:
-        self._problem = problem
-        self.value = float("inf")
-        self.chosen: list[int] = []
-        self.phi = problem.phi
-        self._seen: set[tuple[int, ...]] = set()
-
-    def consider(self, weights: Float[Tensor, " entries"], phi: Float[Tensor, " parameters"]) -> None:
-        chosen = round_weights(weights, self._problem.costs, self._problem.total)
-        if tuple(chosen) in self._seen:
-            return
-        self._seen.add(tuple(chosen))
-        with torch.no_grad():
-            value = float(self._problem.objective.outer(indicator(chosen, len(weights)), phi).total)
-        if value < self.value:
-            self.value, self.chosen, self.phi = value, chosen, phi
