@@ -9,7 +9,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from jaxtyping import install_import_hook
 
-_hook = install_import_hook("inducekv", "beartype.beartype")  # before the first import of inducekv
+SELF_CHECKING = ("bytes", "config")  # users' mistakes must reach their own messages
+_package = Path(__file__).parents[1] / "src" / "inducekv"
+_modules = sorted(
+    {path.relative_to(_package).parts[0].removesuffix(".py") for path in _package.glob("*")} - {*SELF_CHECKING}
+)
+_hook = install_import_hook([f"inducekv.{name}" for name in _modules], "beartype.beartype")  # before the first import
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -34,7 +39,13 @@ def qwen() -> "tiny.Backbone":
     return tiny.qwen2_5_vl()
 
 
-@pytest.fixture(params=["llava", "qwen"])
+@pytest.fixture(scope="session")
+def idefics3() -> "tiny.Backbone":
+    """A tiny random Idefics3 (the embedded model's architecture) in float64 with its real processor."""
+    return tiny.idefics3()
+
+
+@pytest.fixture(params=["llava", "idefics3", "qwen"])
 def backbone(request: pytest.FixtureRequest) -> "tiny.Backbone":
     """Each of the tiny models in turn."""
     return request.getfixturevalue(request.param)

@@ -10,6 +10,10 @@ from torch import Tensor
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    Idefics3ImageProcessor,
+    Idefics3Processor,
     LlamaConfig,
     LlamaForCausalLM,
     LlavaConfig,
@@ -26,6 +30,7 @@ from inducekv.examples import Example
 
 PAD, BOS, END, IMAGE, USER, ASSISTANT, VISION, VISION_END, UNKNOWN = range(9)
 SPECIAL = ["<pad>", "<s>", "<end>", "<image>", "<user>", "<assistant>", "<vision>", "</vision>", "<unk>"]
+SPECIAL += ["<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{% for c in m.content %}"
     "{% if c.type == 'image' %}PICTURE{% else %}{{ c.text }}{% endif %}{% endfor %}<end>\n{% endfor %}"
@@ -58,7 +63,7 @@ def tokenizer(picture: str = "<image>") -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="<end>",
         unk_token="<unk>",
-        additional_special_tokens=SPECIAL[3:8],
+        additional_special_tokens=[*SPECIAL[3:8], *SPECIAL[9:]],
         chat_template=TEMPLATE.replace("PICTURE", picture),
     )
 
@@ -69,7 +74,7 @@ def lively(model: Any, dtype: torch.dtype) -> Any:
     for parameter in model.parameters():
         if parameter.dim() > 1:
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.data = (noise * 1.3 * parameter.shape[-1] ** -0.5).to(parameter.dtype)
+            parameter.data = (noise * 1.1 * parameter.shape[-1] ** -0.5).to(parameter.dtype)
     model.generation_config.do_sample = False
     model.generation_config.pad_token_id = PAD
     return model.eval().to(dtype)
@@ -101,6 +106,31 @@ def llava(dtype: torch.dtype = torch.float64, attention: str = "sdpa") -> Backbo
         chat_template=words.chat_template,
         num_additional_image_tokens=1,
     )
+    return Backbone(lively(model, dtype), processor)
+
+
+def idefics3(dtype: torch.dtype = torch.float64, attention: str = "sdpa") -> Backbone:
+    config = Idefics3Config(
+        text_config={**SIZES, "model_type": "llama", "head_dim": 24},
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        scale_factor=2,
+        image_token_id=IMAGE,
+        pad_token_id=PAD,
+    )
+    torch.manual_seed(0)
+    model = Idefics3ForConditionalGeneration(config)
+    model.set_attn_implementation(attention)
+    edge = {"longest_edge": 32}
+    words = tokenizer()
+    images = Idefics3ImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False)
+    processor = Idefics3Processor(images, words, image_seq_len=4, chat_template=words.chat_template)
     return Backbone(lively(model, dtype), processor)
 
 

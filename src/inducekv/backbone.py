@@ -129,7 +129,7 @@ class Backbone:
 
     def _batch(self, rows: list[int], rendered: list[Rendered]) -> Batch:
         chosen = [rendered[i] for i in rows]
-        inputs = pad(chosen, self._pad_token(), self.device, self.dtype)
+        inputs = pad(chosen, self._pad_token(), self.device, self.dtype, self.family.images_per_row)
         lengths = torch.tensor([r.answer_length for r in chosen], device=self.device)
         return Batch(torch.tensor(rows), inputs, lengths)
 

@@ -27,7 +27,7 @@ def parse_bytes(size: int | str) -> int:
         if size < 0:
             raise ValueError(f"a size cannot be negative, got {size}")
         return size
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", size)
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*", size)
     if match is None or match[2].lower() not in UNITS:
         raise ValueError(f"cannot read {size!r} as a size; write a number and one of B, KB, MB, GB, KiB, MiB, GiB")
     return (

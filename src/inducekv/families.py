@@ -49,6 +49,8 @@ class Family:
         rotary: cos and sin `[positions, rotary_dim]` from `text_model.rotary_emb` for integer positions.
         positions: position ids to pass with a left-padded batch, or `None` to let the model find them.
         image_token: attribute of the configuration that holds the image token's id; `None` for text-only models.
+        images_per_row: pictures come as `[rows, images, ...]`, filled up with zeros where a row has fewer, rather than
+            all pictures of a batch in one list.
         state: attribute paths of what the model remembers between calls; our own passes put it back.
     """
 
@@ -56,6 +58,7 @@ class Family:
     rotary: Callable[[nn.Module, Tensor, Tensor], Rotation] = plain_rotary
     positions: Callable[[dict[str, Tensor]], Tensor | None] = counted_positions
     image_token: str | None = None
+    images_per_row: bool = False
     state: tuple[str, ...] = ()
 
     def text(self, model: nn.Module) -> Any:
@@ -64,8 +67,8 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
+    "idefics3": Family("model.text_model", image_token="image_token_id", images_per_row=True),
     "llama": Family("model"),
-    "idefics3": Family("model.text_model", image_token="image_token_id"),
     "llava": Family("model.language_model", image_token="image_token_id"),
     "qwen2": Family("model"),
     "qwen2_5_vl": Family(

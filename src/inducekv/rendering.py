@@ -107,18 +107,34 @@ def render(processor: Any, example: Example, with_answer: bool, end_tokens: froz
     return Rendered(inputs, answer_length - surplus)
 
 
-def pad(rendered: Sequence[Rendered], pad_token: int, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """One batch from several examples: token tensors padded on the left, the rest (pixels, grids) concatenated."""
+def pad(
+    rendered: Sequence[Rendered], pad_token: int, device: torch.device, dtype: torch.dtype, images_per_row: bool = False
+) -> dict[str, Tensor]:
+    """One batch from several examples: token tensors padded on the left, the rest (pixels, grids) concatenated.
+
+    With `images_per_row`, tensors of pictures `[1, images, ...]` are filled up with zeros to the most images of a row.
+    """
     longest = max(r.tokens for r in rendered)
     batch: dict[str, list[Tensor]] = {}
-    for r in rendered:
-        for name, tensor in r.inputs.items():
-            if _one_row(tensor, r.tokens):
-                value = pad_token if name == "input_ids" else 0
-                tensor = torch.nn.functional.pad(tensor, (longest - r.tokens, 0), value=value)
-            batch.setdefault(name, []).append(tensor)
+    for name in dict.fromkeys(name for r in rendered for name in r.inputs):
+        present = {i: r.inputs[name] for i, r in enumerate(rendered) if name in r.inputs}
+        if all(_one_row(tensor, rendered[i].tokens) for i, tensor in present.items()):
+            value = pad_token if name == "input_ids" else 0
+            batch[name] = [_padded(x, longest - x.shape[1], value) for x in present.values()]
+        elif images_per_row:
+            most = max(x.shape[1] for x in present.values())
+            one = next(iter(present.values()))
+            empty = one.new_zeros(1, 0, *one.shape[2:])
+            rows = [present.get(i, empty) for i in range(len(rendered))]
+            batch[name] = [torch.cat([x, x.new_zeros(1, most - x.shape[1], *x.shape[2:])], 1) for x in rows]
+        else:
+            batch[name] = list(present.values())
     joined = {name: torch.cat(tensors) for name, tensors in batch.items()}
     return {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in joined.items()}
+
+
+def _padded(tensor: Tensor, missing: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(tensor, (missing, 0), value=value)
 
 
 def _one_row(tensor: Tensor, tokens: int) -> bool:
