@@ -127,13 +127,18 @@ def test_attention_mass_ignores_padding_and_averages_beams(backbone: Backbone) -
         generated(backbone, inputs, num_beams=2)
     assert attachment.mass.shape == (3, 2)
     assert attachment.mass[0, 0] == 0 and (attachment.mass[:, 1] > 0).all()
-    position_ids = backbone.family.positions(inputs)
     with attached(backbone, injection, record_mass=True) as batched, torch.no_grad():
-        backbone.model(**inputs, position_ids=position_ids)
+        backbone.model(**inputs, **positions_of(backbone, inputs))
     for i, example in enumerate(ASKED):
+        one = inputs_of(backbone, [example])
         with attached(backbone, injection.rows(torch.tensor([i])), record_mass=True) as alone, torch.no_grad():
-            backbone.model(**inputs_of(backbone, [example]))
+            backbone.model(**one, **positions_of(backbone, one))
         assert_close(batched.mass[i], alone.mass[0])
+
+
+def positions_of(backbone: Backbone, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    positions = backbone.family.positions(inputs)
+    return {} if positions is None else {"position_ids": positions}
 
 
 def test_mass_needs_to_be_asked_for(llava: Backbone) -> None:
@@ -206,7 +211,8 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     for checkpointing in (False, True):
         backbone.model.train()
         if checkpointing:
-            backbone.model.gradient_checkpointing_enable()
+            model = backbone.model
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         with attached(backbone, injection):
             loss = backbone.model(**inputs, labels=inputs["input_ids"]).loss
             gradients.append(torch.autograd.grad(loss, leaf)[0])

@@ -91,6 +91,8 @@ LEARNED, ASKED = tiny.example(1), tiny.example(2, answer=False)
 )
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_one_entry_reads_as_the_same_tokens_in_the_prompt(backbone: Backbone, images: int, options: dict) -> None:
+    if not tiny.PICTURES_FOLLOW_ROWS and images and ("num_beams" in options or "use_cache" in options):
+        pytest.skip("this release of transformers mixes up the pictures of the reference")
     learned = tiny.example(1, images=images)
     logits, tokens = generated(backbone, one_prompt(backbone, [learned], ASKED), **options)
     with attached(backbone, memory_of(backbone, [[learned]])):
@@ -111,6 +113,8 @@ def test_every_weighting_is_exact_at_alpha_one(backbone: Backbone, weighting: st
 
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
 def test_left_padded_rows_with_different_memories(backbone: Backbone, options: dict) -> None:
+    if not tiny.PICTURES_FOLLOW_ROWS and options:
+        pytest.skip("this release of transformers mixes up the pictures of the reference")
     learned = [tiny.example(3), tiny.example(4, images=2), tiny.example(6, images=0)]
     asked = [tiny.example(7, answer=False), tiny.example(2, images=0, answer=False), tiny.example(9, answer=False)]
     with attached(backbone, memory_of(backbone, [[e] for e in learned])):

@@ -1,5 +1,6 @@
 """Tiny random models with processors, built in code: no download, no torchvision, float64 for exact comparisons."""
 
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaModel,
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
@@ -27,6 +29,9 @@ from transformers import (
 
 from inducekv.backbone import Backbone
 from inducekv.examples import Example
+
+PICTURES_FOLLOW_ROWS = "mm_encoder_outputs" in signature(LlavaModel.forward).parameters
+"""Older releases mix up pictures: LLaVA with several of them under beams, Idefics3 without a cache."""
 
 PAD, BOS, END, IMAGE, USER, ASSISTANT, VISION, VISION_END, UNKNOWN = range(9)
 SPECIAL = ["<pad>", "<s>", "<end>", "<image>", "<user>", "<assistant>", "<vision>", "</vision>", "<unk>"]
@@ -152,7 +157,9 @@ class QwenStandIn:
             text = [text[0].replace("<image>", "<one>" * int(grid.prod() // 4), 1)]
         inputs = dict(self.tokenizer([text[0].replace("<one>", "<image>")], **options))
         inputs.pop("token_type_ids", None)
-        return {**inputs, **seen, "mm_token_type_ids": (inputs["input_ids"] == IMAGE).int()}
+        if "mm_token_type_ids" in signature(Qwen2_5_VLForConditionalGeneration.forward).parameters:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == IMAGE).int()
+        return {**inputs, **seen}
 
 
 def qwen2_5_vl(dtype: torch.dtype = torch.float64, attention: str = "sdpa") -> Backbone:

@@ -53,7 +53,8 @@ def text_inputs(model: Any, family: Family, inputs: dict[str, Any]) -> dict[str,
     try:
         model(**arguments, use_cache=False)
     except _AtTheDoor as reached:
-        kept = {k: v for k, v in reached.arguments.items() if v is not None and k not in _NOT_KEPT}
+        passed = {k: v for k, v in reached.arguments.items() if v is not None and not k.startswith("output_")}
+        kept = {k: v for k, v in passed.items() if k not in _NOT_KEPT}
         return {**kept, "attention_mask": inputs["attention_mask"]}
     finally:
         door.remove()
