@@ -49,7 +49,7 @@ def test_pictures_come_as_rgb_and_transparency_becomes_white(tmp_path):
 def test_identifier_follows_the_content(tmp_path):
     path = tmp_path / "a.png"
     Image.new("RGB", (2, 2), "red").save(path)
-    same, again = Example("q", "a", (path,)), Example("q", "a", (str(path),), metadata={"line": 1})
+    same, again = Example("q", "a", (path,)), Example("q", "a", (path,), metadata={"line": 1})
     assert same.identifier == again.identifier
     others = [Example("q", "b", (path,)), Example("qa", "", (path,)), Example("q", "a"), Example("q", None, (path,))]
     assert len({same.identifier, *(other.identifier for other in others)}) == 5
