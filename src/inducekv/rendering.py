@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -87,11 +88,13 @@ def render(processor: Any, example: Example, with_answer: bool, end_tokens: froz
     Raises:
         ValueError: an answer is needed and missing or empty, or the template renders no answer.
     """
+    if with_answer and not example.answer:
+        raise ValueError(f"example {example.identifier!r} has no answer; every example to learn or score needs one")
+    if "suffix" in signature(processor.__call__).parameters:
+        return _render_suffix(processor, example, with_answer)
     prompt = processor.apply_chat_template(conversation(example, False), add_generation_prompt=True)
     if not with_answer:
         return Rendered(_process(processor, prompt, example), 0)
-    if not example.answer:
-        raise ValueError(f"example {example.identifier!r} has no answer; every example to learn or score needs one")
     whole = processor.apply_chat_template(conversation(example, True), add_generation_prompt=False)
     tokenizer = processor.tokenizer
     asked, told = (_token_ids(tokenizer, text) for text in (prompt, whole))
@@ -107,12 +110,22 @@ def render(processor: Any, example: Example, with_answer: bool, end_tokens: froz
     return Rendered(inputs, answer_length - surplus)
 
 
+def _render_suffix(processor: Any, example: Example, with_answer: bool) -> Rendered:
+    """PaliGemma's way: no chat, the question is the prefix and the answer the suffix, which its processor ends."""
+    text = processor.image_token * len(example.images) + example.question
+    images = [example.load_images()] if example.images else None
+    suffix = {"suffix": [example.answer]} if with_answer else {}
+    inputs = dict(processor(text=[text], images=images, return_tensors="pt", **suffix))
+    inputs.pop("labels", None)  # nothing here is trained
+    return Rendered(inputs, int(inputs["token_type_ids"].sum()) if with_answer else 0)
+
+
 def pad(
     rendered: Sequence[Rendered], pad_token: int, device: torch.device, dtype: torch.dtype, images_per_row: bool = False
 ) -> dict[str, Tensor]:
     """One batch from several examples: token tensors padded on the left, the rest (pixels, grids) concatenated.
 
-    With `images_per_row`, tensors of pictures `[1, images, ...]` are filled up with zeros to the most images of a row.
+    With `images_per_row`, tensors of pictures are `[1, images, ...]`, and a row without any gets empty ones.
     """
     longest = max(r.tokens for r in rendered)
     batch: dict[str, list[Tensor]] = {}
@@ -122,15 +135,25 @@ def pad(
             value = pad_token if name == "input_ids" else 0
             batch[name] = [_padded(x, longest - x.shape[1], value) for x in present.values()]
         elif images_per_row:
-            most = max(x.shape[1] for x in present.values())
-            one = next(iter(present.values()))
-            empty = one.new_zeros(1, 0, *one.shape[2:])
-            rows = [present.get(i, empty) for i in range(len(rendered))]
-            batch[name] = [torch.cat([x, x.new_zeros(1, most - x.shape[1], *x.shape[2:])], 1) for x in rows]
+            empty = next(iter(present.values()))[:, :0]
+            batch[name] = [present.get(i, empty) for i in range(len(rendered))]
         else:
             batch[name] = list(present.values())
-    joined = {name: torch.cat(tensors) for name, tensors in batch.items()}
+    joined = {name: joined_rows(tensors) for name, tensors in batch.items()}
     return {name: x.to(device, dtype if x.is_floating_point() else None) for name, x in joined.items()}
+
+
+def joined_rows(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Concatenate tensors, filled up with zeros at the end of every other axis: fewer pictures or tiles, smaller ones.
+
+    The models cut the filling off again (by `image_sizes`, or because a picture of zeros is none).
+    """
+    sizes = [max(x.shape[i] for x in tensors) for i in range(tensors[0].dim())]
+
+    def missing(x: Tensor) -> list[int]:
+        return [n for i in reversed(range(x.dim())) for n in (0, 0 if i == axis else sizes[i] - x.shape[i])]
+
+    return torch.cat([torch.nn.functional.pad(x, missing(x)) for x in tensors], axis)
 
 
 def _padded(tensor: Tensor, missing: int, value: int) -> Tensor:
