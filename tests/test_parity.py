@@ -13,7 +13,7 @@ from inducekv.backbone import Backbone
 from inducekv.examples import Example
 from inducekv.injection import Injection, build_injection
 from inducekv.payloads import Payloads
-from inducekv.rendering import pad, render
+from inducekv.rendering import joined_rows, pad, render
 from inducekv.retrieval import Calibration, Retrieved
 
 TOLERANCE = 1e-5
@@ -30,11 +30,11 @@ def inputs_of(backbone: Backbone, examples: Sequence[Example], with_answer: bool
 def one_prompt(backbone: Backbone, learned: Sequence[Example], asked: Example) -> dict[str, Tensor]:
     """Learned examples and a question as the tokens of one prompt."""
     parts = [inputs_of(backbone, [e], True) for e in learned] + [inputs_of(backbone, [asked])]
-    along = {"input_ids": 1, "attention_mask": 1, "mm_token_type_ids": 1}
+    along = {"input_ids": 1, "attention_mask": 1, "mm_token_type_ids": 1, "token_type_ids": 1}
     if backbone.family.images_per_row:
         along |= {"pixel_values": 1, "pixel_attention_mask": 1}
     names = dict.fromkeys(name for x in parts for name in x)
-    return {name: torch.cat([x[name] for x in parts if name in x], along.get(name, 0)) for name in names}
+    return {name: joined_rows([x[name] for x in parts if name in x], along.get(name, 0)) for name in names}
 
 
 def memory_of(

@@ -11,7 +11,7 @@ from inducekv.rope import rotate_keys
 
 def model_rotation(backbone: Backbone, keys: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Keys `[heads, tokens, head_dim]` at positions `[tokens]`, rotated the way a first pass would."""
-    cos, sin = rotation(backbone.family, backbone.text_model, positions)
+    cos, sin = rotation(backbone.text_model, positions)
     return rotate_keys(keys, cos, sin)
 
 
@@ -35,7 +35,7 @@ def test_scores_depend_on_distance_alone(backbone: Backbone) -> None:
 
 def test_each_entry_has_its_own_shift(backbone: Backbone) -> None:
     keys, shifts = torch.randn(3, 2, 5, backbone.head_dim), torch.tensor([-4, 0, 9])
-    cos, sin = rotation(backbone.family, backbone.text_model, shifts)
+    cos, sin = rotation(backbone.text_model, shifts)
     moved = rotate_keys(keys, cos[:, None, None], sin[:, None, None])
     for key, shift, got in zip(keys, shifts, moved, strict=True):
         assert torch.allclose(got, model_rotation(backbone, key, shift.expand(5)))
@@ -43,7 +43,7 @@ def test_each_entry_has_its_own_shift(backbone: Backbone) -> None:
 
 def test_partial_rotary_dimensions_are_left_alone(llava: Backbone) -> None:
     keys = torch.randn(4, llava.head_dim + 6)
-    cos, sin = rotation(llava.family, llava.text_model, torch.full((4,), -3))
+    cos, sin = rotation(llava.text_model, torch.full((4,), -3))
     moved = rotate_keys(keys, cos, sin)
     assert torch.equal(moved[:, -6:], keys[:, -6:]) and not torch.equal(moved[:, :-6], keys[:, :-6])
 
@@ -51,7 +51,7 @@ def test_partial_rotary_dimensions_are_left_alone(llava: Backbone) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_the_dtype_is_kept_and_the_work_done_in_float32(llava: Backbone, dtype: torch.dtype) -> None:
     keys = torch.randn(3, llava.head_dim, dtype=torch.float64).to(dtype)
-    cos, sin = rotation(llava.family, llava.text_model, torch.arange(3))
+    cos, sin = rotation(llava.text_model, torch.arange(3))
     moved = rotate_keys(keys, cos, sin)
     assert moved.dtype == dtype
     exact = rotate_keys(keys.double(), cos, sin)
@@ -59,9 +59,9 @@ def test_the_dtype_is_kept_and_the_work_done_in_float32(llava: Backbone, dtype: 
 
 
 def test_attention_scaling_is_not_applied_twice(llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = rotation(llava.family, llava.text_model, torch.arange(4))
+    plain = rotation(llava.text_model, torch.arange(4))
     monkeypatch.setattr(llava.text_model.rotary_emb, "attention_scaling", 1.7)  # as in YaRN
-    scaled = rotation(llava.family, llava.text_model, torch.arange(4))
+    scaled = rotation(llava.text_model, torch.arange(4))
     assert torch.allclose(plain[0], scaled[0]) and torch.allclose(plain[1], scaled[1])
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -40,6 +40,7 @@ class Attachment:
         self._provider = provider
         self._providing = False
         self._prompt: Tensor | None = None
+        self._query_positions: Tensor | None = None
         self._mass: Tensor | None = None
         self._recorded = 0
 
@@ -76,6 +77,25 @@ class Attachment:
         finally:
             self._providing = False
         self._mass, self._recorded = None, 0
+
+    def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward-pre-hook of a text decoder with sliding windows: note where the queries are."""
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
+            tokens = next(x for x in given if isinstance(x, Tensor))
+            past = kwargs.get("past_key_values")
+            before = 0 if past is None else past.get_seq_length()
+            positions = torch.arange(before, before + tokens.shape[1], device=tokens.device)[None]
+        self._query_positions = positions[0] if positions.dim() == 3 else positions
+
+    def within(self, window: int, injection: Injection) -> Bool[Tensor, "batch 1 queries tokens"] | None:
+        """Which memory tokens lie within a sliding window of each query; None where that does not matter."""
+        if injection.positions is None or self._query_positions is None:
+            return None
+        queries, places = self._query_positions, injection.positions
+        places = _expand(places, max(1, queries.shape[0] // places.shape[0])).to(queries.device)
+        return (queries[:, :, None] - places[:, None] < window)[:, None]
 
     def _continues(self, ids: Tensor | None) -> bool:
         before = self._prompt
@@ -114,7 +134,9 @@ def _attend(
     key, value = torch.cat([memory_key, key], 2), torch.cat([memory_value, value], 2)
     if mask is None:  # the kernels' own meaning of no mask: one query sees all, several are causal from the top left
         mask = torch.ones(length, own, dtype=torch.bool, device=key.device).tril(0 if length > 1 else own)[None, None]
-    visible = _expand(injection.mask, repeats)[:, None, None].expand(-1, 1, length, -1)
+    visible = _expand(injection.mask, repeats).to(key.device)[:, None, None].expand(-1, 1, length, -1)
+    if (window := kwargs.get("sliding_window")) and (near := attachment.within(window, injection)) is not None:
+        visible = visible & near.to(key.device)
     mask = mask[..., :own].expand(batch, -1, -1, -1)
     if injection.bias is None and mask.dtype == torch.bool:
         mask = torch.cat([visible.expand(-1, mask.shape[1], -1, -1), mask], -1)
@@ -125,12 +147,14 @@ def _attend(
         bias = (
             visible.new_zeros((), dtype=query.dtype)
             if injection.bias is None
-            else _expand(injection.bias, repeats)[:, None, None].to(query.dtype)
+            else _expand(injection.bias, repeats)[:, None, None].to(query)
         )
         front = torch.where(visible, bias, lowest)
         mask = torch.cat([front.expand(-1, mask.shape[1], -1, -1).to(mask.dtype), mask], -1)
     if attachment.record_mass:
-        attachment.record(_memory_mass(module, query, key, mask, memory_key.shape[2], kwargs.get("scaling")), injection)
+        memory, scaling, softcap = memory_key.shape[2], kwargs.get("scaling"), kwargs.get("softcap")
+        softcap = softcap if base is not sdpa_attention_forward else None  # which knows no such thing
+        attachment.record(_memory_mass(query, key, mask, memory, scaling, softcap), injection)
     return base(module, query, key, value, mask, **kwargs)
 
 
@@ -149,12 +173,14 @@ def _expand(x: Tensor, repeats: int) -> Tensor:
 
 @torch.no_grad()
 def _memory_mass(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor, memory: int, scaling: float | None
+    query: Tensor, key: Tensor, mask: Tensor, memory: int, scaling: float | None, softcap: float | None
 ) -> Float[Tensor, "batch tokens"]:
     """Softmax weight on each memory token, mean over heads and over the query positions that are not padding."""
     groups = query.shape[1] // key.shape[1]
     logits = torch.matmul(query, key.repeat_interleave(groups, 1).transpose(2, 3)).float()
     logits = logits * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     if mask.dtype == torch.bool:
         logits, shown = logits.masked_fill(~mask, torch.finfo(logits.dtype).min), mask
     else:
@@ -220,7 +246,11 @@ def attached(
     attachment = Attachment(memory if isinstance(memory, Injection) else None, provider, record_mass)
     modules = [layer.self_attn for layer in text.layers]
     previous = [module.__dict__.get(ATTRIBUTE) for module in modules]
-    hook = backbone.model.register_forward_pre_hook(attachment.before_forward, with_kwargs=True) if provider else None
+    hooks = []
+    if provider:
+        hooks.append(backbone.model.register_forward_pre_hook(attachment.before_forward, with_kwargs=True))
+    if memory is not None and getattr(text.config, "sliding_window", None):
+        hooks.append(text.register_forward_pre_hook(attachment.before_decoder, with_kwargs=True))
     try:
         if wanted != before:
             text.set_attn_implementation(wanted)
@@ -228,7 +258,7 @@ def attached(
             module.__dict__[ATTRIBUTE] = attachment
         yield attachment
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
         for module, outer in zip(modules, previous, strict=True):
             if outer is None:

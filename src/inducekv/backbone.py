@@ -15,12 +15,12 @@ from inducekv.config import KeyPool
 from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, tap, tapped, text_inputs
 from inducekv.encoded import Encoded
 from inducekv.examples import Example
-from inducekv.families import FAMILIES, family_of, rotation
+from inducekv.families import FAMILIES, family_of, refusals
 from inducekv.fingerprint import embedding_hash, fingerprint_of
 from inducekv.injection import Injection
 from inducekv.progress import SILENT, Progress
 from inducekv.rendering import Batch, Prepared, Rendered, pad, render
-from inducekv.rope import rotate_keys
+from inducekv.rope import shift_keys
 from inducekv.scoring import Scores, answer_nll
 
 RowsInjection = Injection | Callable[[Tensor], Injection | None] | None
@@ -62,12 +62,11 @@ class Backbone:
             ValueError: the family is not supported.
             OSError: no such model.
         """
-        kind = AutoConfig.from_pretrained(name_or_path).model_type
-        if kind not in FAMILIES:
-            raise ValueError(
-                f"model family {kind!r} of {name_or_path} is not supported; supported: {', '.join(FAMILIES)}"
-            )
-        auto = AutoModelForCausalLM if FAMILIES[kind].image_token is None else AutoModelForImageTextToText
+        config = AutoConfig.from_pretrained(name_or_path)
+        if reasons := refusals(config):
+            raise ValueError(f"{name_or_path}: {'; '.join(reasons)}")
+        plain = FAMILIES[config.model_type].image_token is None
+        auto = AutoModelForCausalLM if plain else AutoModelForImageTextToText
         return cls(auto.from_pretrained(name_or_path, **options), AutoProcessor.from_pretrained(name_or_path))
 
     @property
@@ -131,7 +130,10 @@ class Backbone:
         chosen = [rendered[i] for i in rows]
         inputs = pad(chosen, self._pad_token(), self.device, self.dtype, self.family.images_per_row)
         lengths = torch.tensor([r.answer_length for r in chosen], device=self.device)
-        return Batch(torch.tensor(rows), inputs, lengths)
+        batch = Batch(torch.tensor(rows), inputs, lengths)
+        if self.family.token_types == "prefix":
+            batch.inputs["token_type_ids"] = batch.answer_mask.long()
+        return batch
 
     def _pad_token(self) -> int:
         pad_token = self.processor.tokenizer.pad_token_id
@@ -186,14 +188,17 @@ class Backbone:
             keys = pooled_key(tapped(output, key_layer, self.layers), key_pool, real & ~batch.answer_mask)
             kinds = kinds_of(batch, self._image_token)
             first, last = extent(before.get("position_ids"), real)
-            cos, sin = rotation(self.family, self.text_model, -(last + 1))
             layers = output.past_key_values.layers
-            shifted = [rotate_keys(layer.keys, cos[:, None, None], sin[:, None, None]) for layer in layers]
+            stacked = (
+                torch.stack([getattr(x, name).to(real.device) for x in layers], 1) for name in ("keys", "values")
+            )
+            made, values = stacked
+            shifted = shift_keys(self.text_model, made, -(last + 1))
             for i, row in enumerate(batch.rows.tolist()):
                 encoded[row] = Encoded(
                     key=keys[i],
-                    keys=torch.stack([k[i][:, real[i]] for k in shifted]),
-                    values=torch.stack([layer.values[i][:, real[i]] for layer in layers]),
+                    keys=shifted[i][:, :, real[i]],
+                    values=values[i][:, :, real[i]],
                     kinds=kinds[i][real[i]],
                     span=int(last[i] - first[i]) + 1,
                     answer_length=int(batch.answer_lengths[i]),
@@ -262,7 +267,8 @@ class Backbone:
         for batch in prepared.batches:
             with attached(self, _for_rows(injection, batch.rows)):
                 hidden = self._decode(batch, use_cache=False).last_hidden_state
-            nll, mask = answer_nll(hidden, self.model.get_output_embeddings(), batch, prepared.max_answer)
+            head = self.model.get_output_embeddings()
+            nll, mask = answer_nll(hidden, head, batch, prepared.max_answer, self.text_model.config)
             nlls.append(nll)
             masks.append(mask)
             order.append(batch.rows)

@@ -15,6 +15,7 @@ PayloadDtype = Literal["float32", "float16", "bfloat16", "int8"]
 KeyPool = Literal["last", "mean"]
 Retrieval = Literal["two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
+Visibility = Literal["all", "window"]
 Selector = Literal["bilevel", "greedy", "herding", "reservoir", "random"]
 Hypergradient = Literal["first_order", "implicit"]
 
@@ -36,6 +37,7 @@ class InduceKVConfig:
         top_k: entries retrieved for a question; `None`: all of them (the paper's).
         weighting: how the retrieval weight alpha enters attention. `"sqrt"`: the paper's sqrt(alpha) on K and V;
             `"sqrt_max"`: sqrt(alpha / max alpha); `"log"`: log(alpha / max alpha) added to the logits; `"none"`.
+        visibility: what layers with a sliding window read: `"all"` of the memory, or what lies within their `"window"`.
         abstain: retrieve nothing for a question unlike anything learned.
         selector: who decides which candidates stay.
         candidates: new candidates encoded for a task, at most.
@@ -63,6 +65,7 @@ class InduceKVConfig:
     retrieval: Retrieval = "two_pass"
     top_k: int | None = 8
     weighting: Weighting = "log"
+    visibility: Visibility = "all"
     abstain: bool = True
     selector: Selector = "bilevel"
     candidates: int = 256
@@ -88,6 +91,7 @@ class InduceKVConfig:
             ("key_pool", KeyPool),
             ("retrieval", Retrieval),
             ("weighting", Weighting),
+            ("visibility", Visibility),
             ("selector", Selector),
             ("hypergradient", Hypergradient),
         ):

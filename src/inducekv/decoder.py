@@ -55,7 +55,9 @@ def text_inputs(model: Any, family: Family, inputs: dict[str, Any]) -> dict[str,
     except _AtTheDoor as reached:
         passed = {k: v for k, v in reached.arguments.items() if v is not None and not k.startswith("output_")}
         kept = {k: v for k, v in passed.items() if k not in _NOT_KEPT}
-        return {**kept, "attention_mask": inputs["attention_mask"]}
+        mask = passed.get("attention_mask")  # one mask for each kind of layer, where token types decide what is seen
+        made = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() == 4)
+        return {**kept, "attention_mask": mask if made else inputs["attention_mask"]}
     finally:
         door.remove()
     raise ValueError(f"the {type(model).__name__} never called its text decoder {family.text_model!r}")

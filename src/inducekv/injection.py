@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from inducekv.config import Weighting
-from inducekv.families import rotation
+from inducekv.config import Visibility, Weighting
 from inducekv.payloads import PayloadSource
 from inducekv.retrieval import Calibration, Retrieved
-from inducekv.rope import rotate_keys
+from inducekv.rope import shift_keys
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
@@ -31,6 +30,8 @@ class Injection:
         bias: `[rows, tokens]` added to the attention logits, or None.
         slots: `[rows, tokens]` the retrieved slot a token belongs to (column of `Retrieved`).
         slot_count: number of slots.
+        positions: `[rows, tokens]` where tokens lie before the prompt; given, layers with a sliding window read only
+            those within it (`visibility="window"`). None: every layer reads all of them.
     """
 
     keys: list[Float[Tensor, "rows kv_heads tokens head_dim"]]
@@ -39,6 +40,7 @@ class Injection:
     bias: Float[Tensor, "rows tokens"] | None
     slots: Int[Tensor, "rows tokens"]
     slot_count: int
+    positions: Int[Tensor, "rows tokens"] | None = None
 
     def rows(self, chosen: Tensor) -> "Injection":
         """The injection of some of the rows, in the order of `chosen` (indices `[n]`)."""
@@ -49,6 +51,7 @@ class Injection:
             None if self.bias is None else self.bias[chosen],
             self.slots[chosen],
             self.slot_count,
+            None if self.positions is None else self.positions[chosen],
         )
 
 
@@ -58,6 +61,7 @@ def build_injection(
     calibration: Calibration,
     weighting: Weighting,
     backbone: "Backbone",
+    visibility: Visibility = "all",
 ) -> Injection | None:
     """Gather, place and weight the payloads that each row retrieved.
 
@@ -76,6 +80,8 @@ def build_injection(
         calibration: lambda of each layer.
         weighting: one of the four names above.
         backbone: gives rotary embedding, device and dtype.
+        visibility: `"all"`: sliding-window layers read all of the memory too; `"window"`: only what lies within their
+            window, as if it were prompt tokens. CHOICE: an entry's tokens count as lying at its end, without gaps.
 
     Returns:
         None when no row reads anything, so that the model runs exactly as without memory.
@@ -91,9 +97,8 @@ def build_injection(
 
     spans = payloads.spans[inverse] * valid
     later = spans.flip(-1).cumsum(-1).flip(-1) - spans
-    cos, sin = rotation(backbone.family, backbone.text_model, -later)
-    per_slot = (..., None, None, None, slice(None))  # one shift for all layers, heads and tokens of a slot
-    keys = rotate_keys(payloads.keys[inverse], cos[per_slot], sin[per_slot])
+    start = backbone.family.first_position - later  # just after the slot's last position
+    keys = shift_keys(backbone.text_model, payloads.keys[inverse], start)
     values = payloads.values[inverse]
 
     alpha = retrieved.alpha.to(device)
@@ -119,4 +124,9 @@ def build_injection(
     )
     slot_of = torch.arange(slots, device=device).repeat_interleave(tokens).expand(rows, -1)
     spread = None if bias is None else bias.to(dtype).repeat_interleave(tokens, dim=-1)
-    return Injection(list(keys.unbind(0)), list(values.unbind(0)), mask, spread, slot_of, slots)
+    positions = None
+    if visibility == "window":
+        kept = payloads.mask[inverse]
+        from_end = (kept.flip(-1).cumsum(-1).flip(-1)).minimum(spans[..., None])
+        positions = (start[..., None] - from_end).flatten(1)
+    return Injection(list(keys.unbind(0)), list(values.unbind(0)), mask, spread, slot_of, slots, positions)

@@ -244,7 +244,14 @@ class InducedModel:
         )
 
     def _inject(self, retrieved: Retrieved) -> Injection | None:
-        return build_injection(self.memory, retrieved, self.memory.calibration, self.config.weighting, self.backbone)
+        return build_injection(
+            self.memory,
+            retrieved,
+            self.memory.calibration,
+            self.config.weighting,
+            self.backbone,
+            self.config.visibility,
+        )
 
     def _sources(self, retrieved: Retrieved, masses: Tensor, row: int) -> list[Source]:
         sources = []

@@ -1,6 +1,7 @@
 """How well the model predicts given answers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -25,12 +26,18 @@ class Scores:
     token_mask: Bool[Tensor, "n max_answer"]
 
 
+def capped(logits: Float[Tensor, "*rows vocabulary"], text_config: Any) -> Float[Tensor, "*rows vocabulary"]:
+    """Logits as the model gives them out: Gemma 2 (and PaliGemma 2 around it) squashes what its head says."""
+    cap = getattr(text_config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def answer_nll(
-    hidden: Float[Tensor, "rows tokens hidden"], head: nn.Module, batch: Batch, max_answer: int
+    hidden: Float[Tensor, "rows tokens hidden"], head: nn.Module, batch: Batch, max_answer: int, text_config: Any
 ) -> tuple[Float[Tensor, "rows max_answer"], Bool[Tensor, "rows max_answer"]]:
     """`token_nll` and `token_mask` of one batch; logits are formed only where an answer token is predicted."""
     longest = int(batch.answer_lengths.max())
-    logits = head(hidden[:, -longest - 1 : -1])
+    logits = capped(head(hidden[:, -longest - 1 : -1]), text_config)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = batch.inputs["input_ids"][:, -longest:]
     nll = wide.logsumexp(-1) - wide.gather(-1, targets[..., None])[..., 0]

@@ -125,7 +125,12 @@ class LikelihoodScorer:
     def _score(self, chunk: _Chunk, retrieved: Retrieved, phi: Tensor) -> Float[Tensor, " questions"]:
         def injection(rows: Tensor):  # type: ignore[no-untyped-def]
             return build_injection(
-                self._payloads, retrieved.rows(rows), to_calibration(phi), self._config.weighting, self._backbone
+                self._payloads,
+                retrieved.rows(rows),
+                to_calibration(phi),
+                self._config.weighting,
+                self._backbone,
+                self._config.visibility,
             )
 
         if self._config.hypergradient == "first_order":
