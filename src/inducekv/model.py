@@ -13,7 +13,8 @@ from torch import Tensor
 
 from inducekv.attention import Attachment, attached
 from inducekv.backbone import Backbone
-from inducekv.config import InduceKVConfig
+from inducekv.cache import DynamicCache, as_cache
+from inducekv.config import InduceKVConfig, Weighting
 from inducekv.entry import Layout
 from inducekv.examples import Example, ImageSource
 from inducekv.injection import Injection, build_injection
@@ -225,6 +226,22 @@ class InducedModel:
         with torch.no_grad(), attached(self.backbone, provide, record_mass=record_mass) as attachment:
             yield attachment
 
+    def as_cache(
+        self, inputs: dict[str, Any], *, weighting: Weighting | None = None, beams: int = 1
+    ) -> tuple[DynamicCache, dict[str, Any]]:
+        """The entries that a batch retrieves, as a prefilled cache and the arguments `generate` takes with it.
+
+        For serving code that needs a `Cache`; see `inducekv.cache.as_cache` for what a cache cannot do. `weighting`:
+        instead of the configuration's, whose `log` a cache cannot say.
+
+        Raises:
+            ValueError: the inputs or the weighting do not suit a cache.
+        """
+        with torch.no_grad():
+            retrieved = self._retrieve(self._keys_of(inputs)) if len(self.memory) else None
+            injection = None if retrieved is None else self._inject(retrieved, weighting)
+            return as_cache(self.backbone, injection, inputs, beams=beams)
+
     def _keys_of(self, inputs: dict[str, Any]) -> Tensor:
         keys = self.backbone.query_keys_from_inputs(
             key_layer=self.config.key_layer, key_pool=self.config.key_pool, **inputs
@@ -243,12 +260,12 @@ class InducedModel:
             centering=self.config.key_centering,
         )
 
-    def _inject(self, retrieved: Retrieved) -> Injection | None:
+    def _inject(self, retrieved: Retrieved, weighting: Weighting | None = None) -> Injection | None:
         return build_injection(
             self.memory,
             retrieved,
             self.memory.calibration,
-            self.config.weighting,
+            weighting or self.config.weighting,
             self.backbone,
             self.config.visibility,
         )
