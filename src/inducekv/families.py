@@ -126,6 +126,7 @@ class Family:
             all pictures of a batch in one list.
         token_types: what `token_type_ids` decide in the attention mask: `"images"`: a picture's tokens see each other
             in both directions (Gemma3); `"prefix"`: the whole prompt does, 1 marks the answer (PaliGemma); or nothing.
+        processor_needs: package without which the family's own processor cannot be built.
         state: attribute paths of what the model remembers between calls; our own passes put it back.
     """
 
@@ -135,6 +136,7 @@ class Family:
     first_position: int = 0
     images_per_row: bool = False
     token_types: str | None = None
+    processor_needs: str | None = None
     state: tuple[str, ...] = ()
 
     def text(self, model: nn.Module) -> Any:
@@ -143,20 +145,20 @@ class Family:
 
 
 TEXT_ONLY = Family("model", image_token=None)
-QWEN_VL = Family(positions=qwen_vl_positions, state=("model.rope_deltas",))
+QWEN_VL = Family(positions=qwen_vl_positions, processor_needs="torchvision", state=("model.rope_deltas",))
 
 FAMILIES: dict[str, Family] = {
     "gemma3": Family(token_types="images"),
     "gemma3_text": TEXT_ONLY,
     "glm": TEXT_ONLY,
     "idefics3": Family("model.text_model", images_per_row=True),
-    "internvl": Family(),
+    "internvl": Family(processor_needs="torchvision"),
     "llama": TEXT_ONLY,
     "llava": Family(),
     "llava_next": Family(),
-    "llava_onevision": Family(),
+    "llava_onevision": Family(processor_needs="torchvision"),
     "mistral": TEXT_ONLY,
-    "mistral3": Family(),
+    "mistral3": Family(processor_needs="torchvision"),
     "paligemma": Family(positions=positions_from_one, first_position=1, token_types="prefix"),
     "phi3": TEXT_ONLY,
     "qwen2": TEXT_ONLY,
@@ -165,7 +167,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": TEXT_ONLY,
     "qwen3_vl": QWEN_VL,
     "smollm3": TEXT_ONLY,
-    "smolvlm": Family("model.text_model", images_per_row=True),
+    "smolvlm": Family("model.text_model", images_per_row=True, processor_needs="num2words"),
 }
 """Families by `config.model_type`."""
 
