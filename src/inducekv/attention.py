@@ -213,7 +213,7 @@ AttentionMaskInterface.register("inducekv_eager", eager_mask)
 
 @contextmanager
 def attached(
-    backbone: "Backbone", memory: Injection | Provider | None, *, record_mass: bool = False
+    backbone: "Backbone", memory: Injection | Provider | None, *, record_mass: bool = False, check: bool = False
 ) -> Iterator[Attachment]:
     """Let the model's text tower read `memory` while the context is open.
 
@@ -229,10 +229,16 @@ def attached(
         memory: an `Injection` for the rows of the batches to come; or a function from the model's inputs to one,
             called whenever a prompt is read (None from it: the plain model); or None: the plain model.
         record_mass: also compute the attention mass of every slot (slower; see `Attachment.mass`).
+        check: first compare memory with prompt tokens on this model, once in a process (`check.check_parity`).
 
     Raises:
+        ParityError: the check failed.
         ValueError: the model's attention implementation is neither `sdpa` nor `eager`.
     """
+    if check:
+        from inducekv.check import check_parity  # which attaches in its turn
+
+        check_parity(backbone)
     text = backbone.text_model
     before: str = text.config._attn_implementation
     plain = memory is None or before in REGISTERED.values()

@@ -210,11 +210,12 @@ class InducedModel:
         )
 
     @contextmanager
-    def attached(self, record_mass: bool = False) -> Iterator[Attachment]:
+    def attached(self, record_mass: bool = False, check: bool = False) -> Iterator[Attachment]:
         """While open, the model's plain `generate(**inputs)` and `model(**inputs)` read the memory.
 
         Whenever a prompt is read its rows' keys are computed, their entries retrieved and put before the prompt, in
-        every layer of the text decoder. Nothing is left on the model when the context closes.
+        every layer of the text decoder. Nothing is left on the model when the context closes. `check`: first compare
+        memory with prompt tokens on this model (`inducekv.check`), once in a process.
         """
 
         def provide(inputs: dict[str, Any]) -> Injection | None:
@@ -223,7 +224,7 @@ class InducedModel:
             retrieved = self._retrieve(self._keys_of(inputs))
             return None if retrieved is None else self._inject(retrieved)
 
-        with torch.no_grad(), attached(self.backbone, provide, record_mass=record_mass) as attachment:
+        with torch.no_grad(), attached(self.backbone, provide, record_mass=record_mass, check=check) as attachment:
             yield attachment
 
     def as_cache(
