@@ -67,7 +67,7 @@ def reference(backbone: Backbone, learned: list[Example], asked: Example, new: T
     added = torch.zeros(total, total, dtype=backbone.dtype).masked_fill(~sees, torch.finfo(torch.float32).min)
     text_inputs = backbone._text_inputs(inputs) | {"attention_mask": added[None, None]}
     hidden = backbone.text_model(**text_inputs, use_cache=False).last_hidden_state
-    return capped(backbone.model.lm_head(hidden[0, prompt - 1 :]), backbone.text_model.config)
+    return capped(backbone.model.lm_head(hidden[0, prompt - 1 :]), backbone.softcap)
 
 
 def check(backbone: Backbone, got: Tensor, learned: list[Example], asked: Example, new: Tensor) -> None:
@@ -103,6 +103,8 @@ def static_cache(backbone: Backbone) -> None:
 
 
 def no_cache(backbone: Backbone) -> None:
+    if not tiny.PICTURES_FOLLOW_ROWS and (backbone.family.images_per_row or backbone.family.token_types == "prefix"):
+        pytest.skip("this release of transformers loses pictures and token types after the first token")
     one_row(backbone, use_cache=False)
 
 
@@ -222,3 +224,16 @@ def test_every_row_of_the_tables_is_tested() -> None:
     configs = [tiny_families.model(name).model.config for name in tiny_families.MODELS]
     assert {config.model_type for config in configs} == set(FAMILIES)
     assert {config.get_text_config().model_type for config in configs} == set(DECODERS) - {"gemma"}  # as gemma2
+
+
+def test_answers_are_scored_with_the_logits_that_the_model_gives_out() -> None:
+    """PaliGemma 2 squashes them, in releases that do; its answers are read causally, its questions both ways."""
+    backbone = tiny_families.model("paligemma")
+    asked = example(backbone, 2)
+    whole = inputs_of(backbone, [asked], True)
+    count = int(whole["token_type_ids"].sum())
+    with torch.no_grad():
+        logits = backbone.model(**whole).logits[0, -count - 1 : -1].log_softmax(-1)
+    expected = -logits.gather(1, whole["input_ids"][0, -count:, None])[:, 0]
+    got = backbone.score([asked]).token_nll[0]
+    assert (got - expected).abs().max() < TOLERANCE

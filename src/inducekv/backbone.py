@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -268,7 +269,7 @@ class Backbone:
             with attached(self, _for_rows(injection, batch.rows)):
                 hidden = self._decode(batch, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
-            nll, mask = answer_nll(hidden, head, batch, prepared.max_answer, self.text_model.config)
+            nll, mask = answer_nll(hidden, head, batch, prepared.max_answer, self.softcap)
             nlls.append(nll)
             masks.append(mask)
             order.append(batch.rows)
@@ -277,6 +278,21 @@ class Backbone:
         inverse = torch.cat(order).argsort().to(self.device)
         token_nll, token_mask = torch.cat(nlls)[inverse], torch.cat(masks)[inverse]
         return Scores(token_nll.sum(-1) / token_mask.sum(-1), token_nll, token_mask)
+
+    @cached_property
+    def softcap(self) -> float | None:
+        """What the model squashes its logits to, if it does: some releases leave out what the configuration says."""
+        cap: float | None = getattr(self.text_model.config, "final_logit_softcapping", None)
+        if cap is None:
+            return None
+        said: list[Tensor] = []
+        hook = self.model.get_output_embeddings().register_forward_hook(lambda module, args, out: said.append(out))
+        try:
+            with torch.no_grad(), state_kept(self.model, self.family), attached(self, None):
+                logits = self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device)).logits
+        finally:
+            hook.remove()
+        return None if torch.equal(said[0].to(logits), logits) else cap
 
     # -- generating
 

@@ -95,10 +95,15 @@ def _compare(backbone: "Backbone") -> Parity:
     draw = torch.Generator().manual_seed(0)
     vocabulary = text.get_input_embeddings().weight.shape[0]
     ids = torch.randint(0, vocabulary, (1, 2 * tokens), generator=draw).to(text.get_input_embeddings().weight.device)
+    dtype = text.get_input_embeddings().weight.dtype
+    hidden = torch.full((2 * tokens, 2 * tokens), torch.finfo(dtype).min, dtype=dtype, device=ids.device).triu(1)
+    causal = hidden[None, None]  # said in full, for decoders that look both ways when left alone (PaliGemma's)
+    both = {"input_ids": ids, "attention_mask": causal}
+    prompt = {"input_ids": ids[:, tokens:], "attention_mask": causal[..., :tokens, :tokens]}
     cache = DynamicCache()
     with attached(backbone, None):
-        expected = text(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, tokens:]
-        without = text(input_ids=ids[:, tokens:], use_cache=False).last_hidden_state
+        expected = text(**both, past_key_values=cache, use_cache=True).last_hidden_state[:, tokens:]
+        without = text(**prompt, use_cache=False).last_hidden_state
     device = cache.layers[0].keys.device
     keys, values = (
         torch.stack([getattr(layer, name)[:, :, :tokens].to(device) for layer in cache.layers], 1)
@@ -108,7 +113,7 @@ def _compare(backbone: "Backbone") -> Parity:
     mask = torch.ones(1, tokens, dtype=torch.bool, device=device)
     memory = Injection(list(keys.unbind(1)), list(values.unbind(1)), mask, None, torch.zeros_like(mask).long(), 1)
     with attached(backbone, memory):
-        got = text(input_ids=ids[:, tokens:], use_cache=False).last_hidden_state
+        got = text(**prompt, use_cache=False).last_hidden_state
     tolerance = COARSE_TOLERANCE if _quantised(backbone) else TOLERANCE.get(got.dtype, COARSE_TOLERANCE)
     return Parity(_distance(got, expected), _distance(without, expected), tolerance)
 

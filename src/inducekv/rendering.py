@@ -90,7 +90,7 @@ def render(processor: Any, example: Example, with_answer: bool, end_tokens: froz
     """
     if with_answer and not example.answer:
         raise ValueError(f"example {example.identifier!r} has no answer; every example to learn or score needs one")
-    if "suffix" in signature(processor.__call__).parameters:
+    if "suffix" in signature(processor.__call__).parameters or type(processor).__name__ == "PaliGemmaProcessor":
         return _render_suffix(processor, example, with_answer)
     prompt = processor.apply_chat_template(conversation(example, False), add_generation_prompt=True)
     if not with_answer:

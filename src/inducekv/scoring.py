@@ -1,7 +1,6 @@
 """How well the model predicts given answers."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,18 +25,17 @@ class Scores:
     token_mask: Bool[Tensor, "n max_answer"]
 
 
-def capped(logits: Float[Tensor, "*rows vocabulary"], text_config: Any) -> Float[Tensor, "*rows vocabulary"]:
-    """Logits as the model gives them out: Gemma 2 (and PaliGemma 2 around it) squashes what its head says."""
-    cap = getattr(text_config, "final_logit_softcapping", None)
+def capped(logits: Float[Tensor, "*rows vocabulary"], cap: float | None) -> Float[Tensor, "*rows vocabulary"]:
+    """Logits squashed to (-cap, cap), as Gemma 2 (and PaliGemma 2 around it) does with what its head says."""
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def answer_nll(
-    hidden: Float[Tensor, "rows tokens hidden"], head: nn.Module, batch: Batch, max_answer: int, text_config: Any
+    hidden: Float[Tensor, "rows tokens hidden"], head: nn.Module, batch: Batch, max_answer: int, cap: float | None
 ) -> tuple[Float[Tensor, "rows max_answer"], Bool[Tensor, "rows max_answer"]]:
     """`token_nll` and `token_mask` of one batch; logits are formed only where an answer token is predicted."""
     longest = int(batch.answer_lengths.max())
-    logits = capped(head(hidden[:, -longest - 1 : -1]), text_config)
+    logits = capped(head(hidden[:, -longest - 1 : -1]), cap)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     targets = batch.inputs["input_ids"][:, -longest:]
     nll = wide.logsumexp(-1) - wide.gather(-1, targets[..., None])[..., 0]
