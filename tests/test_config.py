@@ -51,6 +51,7 @@ def test_sizes_are_written_so_that_they_can_be_read(size: int) -> None:
         ({"key_pool": "max"}, ValueError, "'last', 'mean'"),
         ({"weighting": "linear"}, ValueError, "'sqrt', 'sqrt_max', 'log', 'none'"),
         ({"selector": "best"}, ValueError, "'bilevel'"),
+        ({"visibility": "far"}, ValueError, "'all', 'window'; got 'far'"),
         ({"hypergradient": "second"}, ValueError, "'first_order', 'implicit'"),
         ({"retrieval": "in_flight"}, ValueError, "'two_pass'"),
         ({"payload": "zip"}, ValueError, "'keep_answer' or a Compression; got 'zip'"),

@@ -10,8 +10,12 @@ import tiny
 import tiny_families
 from inducekv.attention import attached
 from inducekv.backbone import Backbone
+from inducekv.config import InduceKVConfig
+from inducekv.entry import Entry
 from inducekv.families import family_of, refusals
 from inducekv.injection import Injection, build_injection
+from inducekv.learner import reading_of
+from inducekv.model import InducedModel
 from inducekv.payloads import Payloads
 from inducekv.retrieval import Calibration, Retrieved
 from test_family_parity import answered, example, reference
@@ -37,7 +41,10 @@ def injected(backbone: Backbone, learned: list[Any], visibility: str) -> Injecti
     return injection
 
 
-@pytest.mark.parametrize("options", [{}, {"use_cache": False}], ids=["cache", "no cache"])
+STATIC = {"cache_implementation": "static", "disable_compile": True}
+
+
+@pytest.mark.parametrize("options", [{}, {"use_cache": False}, STATIC], ids=["cache", "no cache", "static cache"])
 @pytest.mark.parametrize("name", ["gemma3", "gemma3_text", "mistral"])
 def test_within_the_window_memory_reads_as_prompt_tokens(name: str, options: dict[str, Any]) -> None:
     """Memory and question together are longer than the window, so that part of the memory is out of sight."""
@@ -91,6 +98,41 @@ def test_windows_look_back_over_several_entries_and_left_padding() -> None:
             injection.values[layer][:, :, far] += 100
     with attached(backbone, injection):
         assert torch.equal(answered(backbone, inputs_of(backbone, asked[1:]))[0], alone)
+
+
+def test_the_configuration_says_what_windows_see() -> None:
+    backbone, outputs = windowed("gemma3_text"), {}
+    inputs = inputs_of(backbone, [example(backbone, 2, False)])
+    encoded = backbone.encode([example(backbone, 1)])[0]
+    for visibility in ("all", "window"):
+        config = InduceKVConfig(
+            budget="4MiB", payload="none", payload_dtype="float32", abstain=False, visibility=visibility
+        )
+        assert f'"visibility":"{visibility}"' in reading_of(config)
+        model = InducedModel.from_pretrained(backbone, config=config)
+        model.memory.add(Entry.of(encoded, id="one", task="t", payload_dtype="float32"))
+        with model.attached():
+            outputs[visibility] = answered(backbone, inputs)[0]
+    with attached(backbone, injected(backbone, [example(backbone, 1)], "window")):
+        assert (answered(backbone, inputs)[0] - outputs["window"]).abs().max() < 1e-4
+    assert (outputs["all"] - outputs["window"]).abs().max() > 1e-3
+
+
+def test_attention_mass_is_what_a_model_with_capped_logits_reports() -> None:
+    backbone = tiny_families.model("paligemma")
+    injection = injected(backbone, [example(backbone, 1), example(backbone, 3)], "all")
+    inputs = inputs_of(backbone, [example(backbone, 2, False)])
+    config = backbone.text_model.config
+    with pytest.MonkeyPatch.context() as patch:
+        for layer in backbone.text_model.layers:
+            patch.setattr(layer.self_attn, "attn_logit_softcapping", 0.5)  # so low that it matters
+        with attached(backbone, injection, record_mass=True) as attachment, torch.no_grad():
+            output = backbone.model(**inputs, output_attentions=True)
+    assert config._attn_implementation == "eager"
+    tokens = injection.mask.shape[1]
+    weights = torch.stack(output.attentions)[:, 0, :, :, :tokens].mean((0, 1, 2))
+    expected = torch.stack([weights[injection.slots[0] == slot].sum() for slot in (0, 1)])
+    assert (attachment.mass[0].double() - expected.double()).abs().max() < TOLERANCE
 
 
 def test_yarn_scales_and_moves_keys_as_the_model_does() -> None:
