@@ -86,7 +86,8 @@ def test_bilevel_finds_the_planted_entries(hypergradient, seed):
     config = InduceKVConfig(hypergradient=hypergradient, outer_steps=30, inner_steps=2)
     selection = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(seed))
     assert len(good & set(selection.chosen)) >= len(good) - 1
-    assert len(selection.history) == 30
+    assert 1 <= len(selection.history) <= 30
+    assert selection.history[-1]["best"] <= selection.history[0]["best"]
 
 
 def test_bilevel_finds_them_without_the_greedy_start_too(monkeypatch):

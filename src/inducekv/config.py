@@ -66,12 +66,12 @@ class InduceKVConfig:
     abstain: bool = True
     selector: Selector = "bilevel"
     candidates: int = 256
-    anchors: int = 64
+    anchors: int = 128
     beta: float = 1.0
-    gamma: float = 0.05
+    gamma: float = 0.01
     epsilon: float = 1e-3
     projection_dim: int = 32
-    inner_steps: int = 5
+    inner_steps: int = 2
     inner_lr: float = 0.1
     outer_steps: int = 20
     outer_lr: float = 0.1
