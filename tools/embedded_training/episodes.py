@@ -14,18 +14,21 @@ from inducekv.embedded.questions import BASE, COUNTED, NAMED_ATTRIBUTE, PAIR, UN
 from inducekv.embedded.words import made_up_names, odd_name
 
 ATTRIBUTES = tuple(SCENE_ATTRIBUTES)
-KINDS = ("naming", "attribute", "pair", "unit", "base")
+KINDS = ("naming", "attribute", "pair", "unit", "base", "recall")
 """What a batch can be about; see the functions of the same names."""
 
 
 @dataclass
 class Turn:
-    """One picture, its question and its answer. ``picture`` counts through glyphs, then scenes, then gauges."""
+    """One picture, its question and its answer. ``picture`` counts through glyphs, then scenes, then gauges.
 
-    picture: int
-    question: str
-    answer: str
-    supervised: bool = True
+    Question and answer are texts, or tokens where any tokens will do. ``picture=None`` (then of the whole batch): no
+    picture.
+    """
+
+    picture: int | None
+    question: str | tuple[int, ...]
+    answer: str | tuple[int, ...]
 
 
 @dataclass
@@ -35,9 +38,10 @@ class Episode:
 
 
 class Lessons:
-    """Draws episodes from the pools. ``generator`` decides everything."""
+    """Draws episodes from the pools. ``generator`` decides everything; ``tokens`` is the range that ``recall`` draws
+    from."""
 
-    def __init__(self, pools: Pools, generator: np.random.Generator) -> None:
+    def __init__(self, pools: Pools, generator: np.random.Generator, tokens: tuple[int, int] = (8, 1024)) -> None:
         self.generator = generator
         self.classes, self.drawings = pools.glyphs.shape[:2]
         self.first_scene = self.classes * self.drawings
@@ -56,6 +60,7 @@ class Lessons:
         self.gauges_with = {
             (k, c): np.flatnonzero((gauges[:, 0] == k) & (gauges[:, 1] == c)) for k in range(2) for c in range(8)
         }
+        self.first_token, self.last_token = tokens
         self.names = made_up_names(20_000, generator)
         self.short_names = made_up_names(1_500, generator, syllables=1)
 
@@ -85,10 +90,21 @@ class Lessons:
     def episode(self, kind: str, entries: int, queries: int) -> Episode:
         return getattr(self, kind)(entries, queries)
 
+    def recall(self, entries: int, queries: int) -> Episode:
+        """No pictures: cues and answers of any tokens. The cheapest lesson in finding the right entry and copying
+        it."""
+        g = self.generator
+
+        def tokens(least: int, most: int) -> tuple[int, ...]:
+            return tuple(g.integers(self.first_token, self.last_token, g.integers(least, most + 1)).tolist())
+
+        turns = [Turn(None, tokens(2, 3), tokens(1, 4)) for _ in range(max(1, entries))]
+        return Episode(turns, [turns[i] for i in g.integers(0, len(turns), queries)])
+
     def naming(self, entries: int, queries: int) -> Episode:
         """Pictures of a few classes under names that hold for this episode alone."""
         g = self.generator
-        number = int(g.integers(2, max(3, entries + 1))) if entries > 2 else 2
+        number = int(g.integers(2, max(3, entries + 1))) if entries > 2 else entries
         classes = g.choice(self.classes, number, False)
         names = self.some_names(number)
         question = naming_question(g)
@@ -206,7 +222,9 @@ class Layout:
         self.assistant, self.end = tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.eos_token_id
         self.known: dict[str, list[int]] = {}
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str | tuple[int, ...]) -> list[int]:
+        if isinstance(text, tuple):
+            return list(text)
         if text not in self.known:
             if len(self.known) > 200_000:
                 self.known.clear()
@@ -217,8 +235,10 @@ class Layout:
         """``ids``, ``kinds`` (0 padding, 1 question side, 2 answer) ``[episodes, turns, length]``; ``pictures``
         ``[episodes, turns]``."""
         rows = [[*e.entries, *e.queries] for e in episodes]
+        pictured = rows[0][0].picture is not None
+        head = self.head if pictured else self.head[:1]
         parts = [
-            [(self.head + self.tokens(t.question) + [self.assistant], [*self.tokens(t.answer), self.end]) for t in row]
+            [(head + self.tokens(t.question) + [self.assistant], [*self.tokens(t.answer), self.end]) for t in row]
             for row in rows
         ]
         length = max(len(q) + len(a) for row in parts for q, a in row)
@@ -230,7 +250,11 @@ class Layout:
                 kinds[b, s, : len(question)] = 1
                 ids[b, s, len(question) : len(question) + len(answer)] = answer
                 kinds[b, s, len(question) : len(question) + len(answer)] = 2
-        return {"ids": ids, "kinds": kinds, "pictures": np.array([[t.picture for t in row] for row in rows])}
+        return {
+            "ids": ids,
+            "kinds": kinds,
+            "pictures": np.array([[-1 if t.picture is None else t.picture for t in row] for row in rows]),
+        }
 
 
 def turn_positions(kinds: np.ndarray, entries: int, mode: str) -> np.ndarray:
