@@ -133,6 +133,28 @@ def test_help_and_version_come_without_loading_a_model():
             assert option in help_text, (name, option)
 
 
+def test_demo_prints_the_promised_object_and_writes_its_report(folder, tmp_path, monkeypatch):
+    for module in ("peft", "matplotlib", "sklearn"):
+        pytest.importorskip(module)
+    tasks = [(name, *[inducekv.read_examples(folder / f"{name}.jsonl")] * 2) for name in ("first", "second")]
+    monkeypatch.setattr("inducekv.embedded.path", lambda: folder / "model")
+    monkeypatch.setattr("inducekv.embedded.tasks.demo_stream", lambda seed: tasks)
+    figures = run_json("demo", "--seed", 3, "--budget", "64KiB", "--report", tmp_path / "report")
+    assert (figures["seed"], figures["budget_bytes"], figures["tasks"]) == (3, 65536, ["first", "second"])
+    assert list(figures["methods"]) == ["zero_shot", "nearest_neighbour", "sequential_lora", "inducekv"]
+    for name, method in figures["methods"].items():
+        keys = {"matrix", "avg", "last", "forgetting", "deployed_bytes", "learn_seconds", "answer_seconds"}
+        assert set(method) == keys, name
+        assert method["matrix"][0][1] is None
+        assert method["last"] == pytest.approx(sum(method["matrix"][1]) / 2, abs=0.01)
+        assert 0 <= method["deployed_bytes"] <= 65536
+    assert figures["methods"]["nearest_neighbour"]["last"] == 100, "the test asks the very examples it learned from"
+    assert json.loads((tmp_path / "report" / "results.json").read_text()) == figures
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<article>") == 6
+    assert 'class="source"' in page
+
+
 def test_a_missing_extra_is_named(monkeypatch):
     import importlib.util
 
