@@ -1,9 +1,9 @@
-"""Which selector keeps the entries worth their bytes? The demo's stream under three budgets, every selector on the same candidates.
+"""Which selector keeps the entries worth their bytes? Every selector on the same candidates, under three budgets.
 
     python benchmarks/selection.py [--json] [--seeds 10,11,12] [--budgets 128KiB,256KiB,512KiB]
 
 Budgets are chosen to hold about one, two and four entries a class. Prints Last (mean accuracy on all tasks after the
-last one) and forgetting, in percent, mean over seeds, with nearest-neighbour label copy over the same entries beside it.
+last one) and forgetting, in percent, mean over seeds; beside them, label copy from the nearest of the same entries.
 """
 
 from __future__ import annotations
