@@ -138,17 +138,21 @@ def ask(
     if not answer.sources:
         out().print("no entry is near enough to this question: answered as the plain model would", style="dim")
         return
-    table = Table("entry", "task", "α", "attention mass", "question", "answer", box=None, header_style="dim")
+    table = Table(box=None, header_style="dim")
+    for heading in ("entry", "task", "α", "mass", "answer"):
+        table.add_column(heading, justify="right" if heading in ("α", "mass") else "left")
+    table.add_column("question", no_wrap=True, overflow="ellipsis")
     for source in answer.sources:
         table.add_row(
             source.id,
             source.task,
             f"{source.alpha:.3f}",
             f"{source.mass:.3f}",
-            source.question or "",
-            source.answer or "",
+            source.answer,
+            source.question,
         )
     out().print(table)
+    out().print("mass: share of attention, mean over layers, heads and positions", style="dim")
 
 
 def inspect(
