@@ -73,6 +73,19 @@ def test_ask_answers_and_names_its_sources(folder):
     assert run(*question, "--quiet").stdout.count("\n") <= answer["answer"].count("\n") + 1
 
 
+def test_texts_cannot_steer_the_terminal(folder, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"question": "a[/bold]?", "answer": "[red]\x1b[31mb"}))
+    options = ("--memory", tmp_path / "memory", "--model", folder / "model")
+    config = ("--config", folder / "config.json", "--task", "[/odd]")
+    assert "learned [/odd]" in run("learn", data, *options, *config).stdout
+    text = run("ask", "a[/bold]?", *options).stdout
+    for words in ("[/odd]", "[red]�[31mb", "a[/bold]?"):
+        assert words in text
+    assert "\x1b" not in text
+    assert "[/odd]" in run("inspect", tmp_path / "memory").stdout
+
+
 def test_eval_stands_beside_zero_shot_and_label_copy(folder):
     arguments = ("eval", folder / "first.jsonl", "--memory", folder / "memory", "--model", folder / "model")
     result = run_json(*arguments, "--limit", 6)
