@@ -8,6 +8,7 @@ from inducekv.config import InduceKVConfig
 from inducekv.progress import SILENT, Progress
 from inducekv.selection.calibration import PhiFitter
 from inducekv.selection.greedy import greedy
+from inducekv.selection.herding import herding
 from inducekv.selection.hypergradient import HYPERGRADIENTS
 from inducekv.selection.problem import Selection, SelectionProblem
 from inducekv.selection.rounding import indicator, round_weights
@@ -44,14 +45,15 @@ def bilevel(
     - The gradient of a mean log-likelihood is tiny and its scale says nothing about w. So the step is as long as it
       takes to exchange a given number of entries (at first the share `outer_lr` of those chosen); it grows when J of
       the new rounded weights, on all outer questions, is lower, and else shrinks, and the step is taken back.
-    - It starts from the greedy choice; few steps then suffice, and by the measure it minimises it never ends worse.
+    - It starts from the greedy choice or the one by herding, whichever has the lower J; few steps then suffice.
     """
     if problem.everything_fits:
         return Selection(torch.ones(len(problem)), list(range(len(problem))), problem.phi)
     objective, costs, total = problem.objective, problem.costs, problem.total
     hypergradient = HYPERGRADIENTS[config.hypergradient]
     fitter = PhiFitter(objective, problem.phi, lr=config.inner_lr)
-    chosen = greedy(problem, config, generator).chosen
+    starts = [select(problem, config, generator, progress).chosen for select in (greedy, herding)]
+    chosen = min(starts, key=lambda start: _value(problem, start, problem.phi))
     weights = indicator(chosen, len(problem))
     phi = fitter.fit(weights, WARM_UP, generator)
     value = _value(problem, chosen, phi)
