@@ -49,11 +49,10 @@ SECOND = Plan(
     {"prompt": 0.3, "alone": 0.4, "answers": 0.3},
 )
 THIRD = Plan(
-    {"recall": 0.02, "naming": 0.25, "attribute": 0.25, "pair": 0.26, "unit": 0.11, "base": 0.11},
-    (3, 9),
-    (4, 8),
+    {"recall": 0.02, "naming": 0.16, "attribute": 0.3, "pair": 0.34, "unit": 0.1, "base": 0.08},
+    (3, 8),
+    (6, 8),
     {"prompt": 0.2, "alone": 0.35, "answers": 0.45},
-    12,
 )
 
 
@@ -257,7 +256,7 @@ class Training:
         if kind != "recall":
             auxiliary = auxiliary_loss(self.heads, tapped, batch, self.lessons, g)
         since = self.step - self.switches[-1] if self.switches else 0
-        weight = 0.5 if not self.switches else max(0.06, 0.5 * (1 - since / 2000)) if len(self.switches) == 1 else 0.06
+        weight = 0.5 if not self.switches else max(0.15, 0.5 * (1 - since / 2000)) if len(self.switches) == 1 else 0.15
         for group in self.optimiser.param_groups:
             decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
             group["lr"] = group["base"] * min(1.0, (self.step + 1) / 200) * decay
@@ -285,7 +284,7 @@ class Training:
                     figures[f"{kind}_{mode}"] = measure(kind, mode, 8)
         return figures
 
-    def run(self, report: Callable[[int, dict[str, float]], None], every: int = 250) -> None:
+    def run(self, report: Callable[[int, dict[str, float]], None], every: int = 500) -> None:
         seen: dict[str, list[float]] = {}
         while self.step < self.steps:
             for name, value in self.one_step().items():

@@ -139,7 +139,7 @@ class Lessons:
     def pair(self, entries: int, queries: int) -> Episode:
         """Two-word names, a word for the colour and one for the shape; asked are pairs that no entry holds."""
         g = self.generator
-        side = 2 if entries < 5 else int(g.integers(2, 4))
+        side = 2 if entries < 5 else int(g.integers(2, 4 if entries < 7 else 5))
         colours, shapes = g.choice(8, side, False), g.choice(6, side, False)
         words = (
             self.some_names(2 * side)
