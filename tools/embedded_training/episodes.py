@@ -37,6 +37,10 @@ class Episode:
     queries: list[Turn]
 
 
+PLAIN = ("zero", *HOURS, "nine", *SCENE_ATTRIBUTES["colour"], *SCENE_ATTRIBUTES["shape"], *SCENE_ATTRIBUTES["place"])
+"""Words of the base skills, which may be names too."""
+
+
 class Lessons:
     """Draws episodes from the pools. ``generator`` decides everything; ``tokens`` is the range that ``recall`` draws
     from."""
@@ -69,12 +73,14 @@ class Lessons:
 
     def some_names(self, number: int) -> list[str]:
         style = self.generator.random()
-        if style < 0.15:
+        if style < 0.12 and number <= len(PLAIN):
+            return [PLAIN[i] for i in self.generator.choice(len(PLAIN), number, False)]
+        if style < 0.25:
             names: dict[str, None] = {}
             while len(names) < number:
                 names[odd_name(self.generator)] = None
             return list(names)
-        source = self.short_names if style < 0.35 else self.names
+        source = self.short_names if style < 0.4 else self.names
         return [source[i] for i in self.generator.choice(len(source), number, False)]
 
     def glyph(self, of_class: int) -> int:
