@@ -141,8 +141,8 @@ def test_our_passes_leave_no_state_on_the_model(qwen: Backbone) -> None:
 def test_fingerprints_tell_models_apart_but_not_dtypes(llava: Backbone, qwen: Backbone) -> None:
     mine = llava.fingerprint()
     assert mine == tiny.llava().fingerprint() and mine != qwen.fingerprint()
-    assert mine != llava.fingerprint(key_layer=1) and mine != llava.fingerprint(key_pool="mean")
-    assert llava.fingerprint(key_layer=2) == mine, "None is the middle layer"
+    assert mine != llava.fingerprint(key_layer=2) and mine != llava.fingerprint(key_pool="mean")
+    assert llava.fingerprint(key_layer=1) == mine, "None is the middle layer"
     assert llava.fingerprint(key_layer=3) == llava.fingerprint(key_layer=-1), "-1 is the last layer"
     assert tiny.llava(torch.float32).fingerprint() == mine and tiny.llava(torch.bfloat16).fingerprint() == mine
     other = tiny.llava()

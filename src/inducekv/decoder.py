@@ -75,7 +75,7 @@ def state_kept(model: Any, family: Family) -> Iterator[None]:
 
 
 def chosen_key_layer(key_layer: int | None, layers: int) -> int:
-    """The hidden state that gives the retrieval key; None is the middle one, rounded up.
+    """The hidden state that gives the retrieval key; None is the middle one, rounded down.
 
     CHOICE: the last is shaped by the next token, the first have not yet brought picture and question together.
 
@@ -83,7 +83,7 @@ def chosen_key_layer(key_layer: int | None, layers: int) -> int:
         ValueError: `key_layer` is neither -1 (the last) nor between 0 and `layers`.
     """
     if key_layer is None:
-        return (layers + 1) // 2
+        return layers // 2
     if key_layer == -1:
         return layers
     if not 0 <= key_layer <= layers:
