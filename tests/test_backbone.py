@@ -35,7 +35,7 @@ def test_every_example_is_in_one_batch(backbone: Backbone, batch_size: int) -> N
 
 
 @pytest.mark.parametrize("key_pool", ["last", "mean"])
-@pytest.mark.parametrize("key_layer", [None, 0, 1, 3])
+@pytest.mark.parametrize("key_layer", [None, -1, 0, 1])
 def test_batches_encode_as_single_examples_do(backbone: Backbone, key_layer: int | None, key_pool: str) -> None:
     options = {"key_layer": key_layer, "key_pool": key_pool}
     together = backbone.encode(EXAMPLES, batch_size=4, **options)
@@ -114,7 +114,7 @@ def test_only_sense_is_accepted(llava: Backbone) -> None:
         llava.encode([Example("what?", id="lost")])
     with pytest.raises(ValueError, match="'empty' has no answer"):
         llava.score([Example("what?", "", id="empty")])
-    with pytest.raises(ValueError, match="key_layer must be between 0 and 3 for this model, got 4"):
+    with pytest.raises(ValueError, match="key_layer must be between 0 and 3 for this model, or -1 for the last; got 4"):
         llava.encode(EXAMPLES, key_layer=4)
     with pytest.raises(ValueError, match="num_return_sequences"):
         llava.generate(EXAMPLES, num_return_sequences=2)
@@ -141,8 +141,9 @@ def test_our_passes_leave_no_state_on_the_model(qwen: Backbone) -> None:
 def test_fingerprints_tell_models_apart_but_not_dtypes(llava: Backbone, qwen: Backbone) -> None:
     mine = llava.fingerprint()
     assert mine == tiny.llava().fingerprint() and mine != qwen.fingerprint()
-    assert mine != llava.fingerprint(key_layer=1) and mine != llava.fingerprint(key_pool="mean")
-    assert llava.fingerprint(key_layer=3) == mine, "None is the last layer"
+    assert mine != llava.fingerprint(key_layer=2) and mine != llava.fingerprint(key_pool="mean")
+    assert llava.fingerprint(key_layer=1) == mine, "None is the middle layer"
+    assert llava.fingerprint(key_layer=3) == llava.fingerprint(key_layer=-1), "-1 is the last layer"
     assert tiny.llava(torch.float32).fingerprint() == mine and tiny.llava(torch.bfloat16).fingerprint() == mine
     other = tiny.llava()
     other.model.get_input_embeddings().weight.data[5, 0] += 1

@@ -73,6 +73,19 @@ def test_ask_answers_and_names_its_sources(folder):
     assert run(*question, "--quiet").stdout.count("\n") <= answer["answer"].count("\n") + 1
 
 
+def test_texts_cannot_steer_the_terminal(folder, tmp_path):
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"question": "a[/bold]?", "answer": "[red]\x1b[31mb"}))
+    options = ("--memory", tmp_path / "memory", "--model", folder / "model")
+    config = ("--config", folder / "config.json", "--task", "[/odd]")
+    assert "learned [/odd]" in run("learn", data, *options, *config).stdout
+    text = run("ask", "a[/bold]?", *options).stdout
+    for words in ("[/odd]", "[red]�[31mb", "a[/bold]?"):
+        assert words in text
+    assert "\x1b" not in text
+    assert "[/odd]" in run("inspect", tmp_path / "memory").stdout
+
+
 def test_eval_stands_beside_zero_shot_and_label_copy(folder):
     arguments = ("eval", folder / "first.jsonl", "--memory", folder / "memory", "--model", folder / "model")
     result = run_json(*arguments, "--limit", 6)
@@ -131,6 +144,28 @@ def test_help_and_version_come_without_loading_a_model():
         help_text = run(name, "--help").stdout
         for option in ("--json", "--quiet", "--seed"):
             assert option in help_text, (name, option)
+
+
+def test_demo_prints_the_promised_object_and_writes_its_report(folder, tmp_path, monkeypatch):
+    for module in ("peft", "matplotlib", "sklearn"):
+        pytest.importorskip(module)
+    tasks = [(name, *[inducekv.read_examples(folder / f"{name}.jsonl")] * 2) for name in ("first", "second")]
+    monkeypatch.setattr("inducekv.embedded.path", lambda: folder / "model")
+    monkeypatch.setattr("inducekv.embedded.tasks.demo_stream", lambda seed: tasks)
+    figures = run_json("demo", "--seed", 3, "--budget", "64KiB", "--report", tmp_path / "report")
+    assert (figures["seed"], figures["budget_bytes"], figures["tasks"]) == (3, 65536, ["first", "second"])
+    assert list(figures["methods"]) == ["zero_shot", "nearest_neighbour", "sequential_lora", "inducekv"]
+    for name, method in figures["methods"].items():
+        keys = {"matrix", "avg", "last", "forgetting", "deployed_bytes", "learn_seconds", "answer_seconds"}
+        assert set(method) == keys, name
+        assert method["matrix"][0][1] is None
+        assert method["last"] == pytest.approx(sum(method["matrix"][1]) / 2, abs=0.01)
+        assert 0 <= method["deployed_bytes"] <= 65536
+    assert figures["methods"]["nearest_neighbour"]["last"] == 100, "the test asks the very examples it learned from"
+    assert json.loads((tmp_path / "report" / "results.json").read_text()) == figures
+    page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<article>") == 6
+    assert 'class="source"' in page
 
 
 def test_a_missing_extra_is_named(monkeypatch):

@@ -62,7 +62,7 @@ def test_sizes_are_written_so_that_they_can_be_read(size: int) -> None:
         ({"budget": 1.5}, TypeError, "256KiB"),
         ({"top_k": 0}, ValueError, "top_k must be at least 1"),
         ({"top_k": 2.0}, TypeError, "whole number"),
-        ({"key_layer": -1}, ValueError, "key_layer must be at least 0"),
+        ({"key_layer": -2}, ValueError, "key_layer must be at least -1"),
         ({"candidates": 0}, ValueError, "candidates"),
         ({"anchors": -1}, ValueError, "anchors"),
         ({"beta": -0.1}, ValueError, "beta must be a finite number >= 0"),

@@ -181,13 +181,14 @@ def test_the_same_seed_gives_the_same_files(llava, tmp_path):
 
 
 def test_selection_is_by_likelihood_on_a_real_backbone_too(llava):
-    """Bilevel's own measure is no worse than greedy's and random's on the same candidates."""
+    """By the measure it minimises, bilevel is better than random choices from the same candidates."""
     cost = entry_cost(llava, InduceKVConfig(**FAST))
-    totals = {
-        selector: learned(llava, ("x", colour_task(4)), selector=selector, budget=6 * cost)[2][0].after["total"]
-        for selector in ("bilevel", "random")
-    }
-    assert totals["bilevel"] < totals["random"]
+
+    def total(selector, **changes):
+        return learned(llava, ("x", colour_task(4)), selector=selector, budget=6 * cost, **changes)[2][0].after["total"]
+
+    by_chance = [total("random", gamma=0.0, seed=seed) for seed in range(4)]
+    assert total("bilevel", gamma=0.0, outer_steps=20) < sum(by_chance) / 4
 
 
 def test_learning_a_task_again_extends_it_and_replaces_entries_of_the_same_examples(llava):

@@ -86,13 +86,15 @@ def test_bilevel_finds_the_planted_entries(hypergradient, seed):
     config = InduceKVConfig(hypergradient=hypergradient, outer_steps=30, inner_steps=2)
     selection = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(seed))
     assert len(good & set(selection.chosen)) >= len(good) - 1
-    assert len(selection.history) == 30
+    assert 1 <= len(selection.history) <= 30
+    assert selection.history[-1]["best"] <= selection.history[0]["best"]
 
 
-def test_bilevel_finds_them_without_the_greedy_start_too(monkeypatch):
+def test_bilevel_finds_them_from_a_random_start_too(monkeypatch):
     problem, good = planted()
     module = import_module("inducekv.selection.bilevel")
-    monkeypatch.setattr(module, "greedy", SELECTORS["random"])
+    for name in ("greedy", "herding"):
+        monkeypatch.setattr(module, name, SELECTORS["random"])
     config = InduceKVConfig(outer_steps=60, inner_steps=2)
     selection = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
     assert len(good & set(selection.chosen)) >= len(good) - 2

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from transformers import Idefics3ForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 from embedded_training.architecture import build_model  # noqa: E402
-from embedded_training.decoder import Features, Training, fold_statistics  # noqa: E402
+from embedded_training.decoder import Features, Statistics, Training, fold_statistics, statistics_of  # noqa: E402
 from embedded_training.episodes import Layout, Lessons  # noqa: E402
 from embedded_training.pools import make_pools  # noqa: E402
 from embedded_training.tower import train_tower  # noqa: E402
@@ -30,10 +31,10 @@ from embedded_training.vocabulary import build_processor, build_tokenizer  # noq
 from inducekv.embedded import path  # noqa: E402
 
 
-def export(training: Training, processor, folder: Path) -> int:
+def export(trained: Idefics3ForConditionalGeneration, statistics: Statistics, processor, folder: Path) -> int:
     """Write the stock model and its processor; returns the bytes of the weights."""
-    model = copy.deepcopy(training.model)
-    fold_statistics(model, training.features.statistics)
+    model = copy.deepcopy(trained)
+    fold_statistics(model, statistics)
     model.model.text_model.set_attn_implementation("sdpa")
     end = processor.tokenizer.eos_token_id
     model.generation_config.eos_token_id = end
@@ -78,33 +79,28 @@ def main() -> None:
     model = build_model(tokenizer)
     tower = model.model.vision_model
     tower.set_attn_implementation("eager")
-    if not options.export_only:
-        train_tower(
-            tower,
-            pools,
-            unseen,
-            options.tower_steps,
-            options.seed,
-            lambda s, f: report("tower", s, f),
-            build / "tower.pt",
-        )
-    else:
-        tower.load_state_dict(torch.load(build / "tower.pt", weights_only=True)["tower"])
-    tower.requires_grad_(False).eval()
+    checkpoint = build / "decoder.pt"
+    if options.export_only:
+        model.load_state_dict(torch.load(checkpoint, weights_only=True)["model"])
+        size = export(model, statistics_of(model, pools), processor, options.output)
+        print(f"{size:,} bytes of weights in {options.output}")
+        return
 
-    features = Features(model, pools)
+    train_tower(
+        tower, pools, unseen, options.tower_steps, options.seed, lambda s, f: report("tower", s, f), build / "tower.pt"
+    )
+    tower.requires_grad_(False).eval()
+    statistics = statistics_of(model, pools)
     torch.nn.init.normal_(model.model.connector.modality_projection.proj.weight, std=384**-0.5)
-    lessons = Lessons(pools, np.random.default_rng([options.seed, 31]))
     training = Training(
         model,
         Layout(tokenizer),
-        features,
-        lessons,
-        (Features(model, unseen, features.statistics), unseen),
+        Features(model, pools, statistics),
+        Lessons(pools, np.random.default_rng([options.seed, 31])),
+        (Features(model, unseen, statistics), unseen),
         options.decoder_steps,
         options.seed,
     )
-    checkpoint = build / "decoder.pt"
     if checkpoint.exists():
         training.load_state_dict(torch.load(checkpoint, weights_only=True))
 
@@ -113,9 +109,8 @@ def main() -> None:
         checkpoint.with_suffix(".new").replace(checkpoint)
         report("decoder", step, figures)
 
-    if not options.export_only:
-        training.run(keep)
-    print(f"{export(training, processor, options.output):,} bytes of weights in {options.output}")
+    training.run(keep)
+    print(f"{export(model, statistics, processor, options.output):,} bytes of weights in {options.output}")
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ class Backbone:
 
         Args:
             examples: each with an answer.
-            key_layer: hidden state of the retrieval key, 0 (embeddings) to `layers`; None: the last.
+            key_layer: hidden state of the retrieval key, 0 (embeddings) to `layers`; -1: the last; None: the middle.
             key_pool: `"last"` token before the answer, or `"mean"` over all of them.
 
         Raises:

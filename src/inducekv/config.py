@@ -30,7 +30,8 @@ class InduceKVConfig:
         payload_tokens: `mean_pool`: tokens an entry is pooled to (at least 1); `keep_answer`: tokens the part that is
             not the answer is pooled to (0 drops it); ignored by `none`.
         payload_dtype: number format of stored keys and values.
-        key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `None`: last.
+        key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
+            `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's).
         key_centering: subtract the mean of the memory's keys before comparing; needs at least two entries to act.
         retrieval: `"two_pass"`: one extra frozen pass gives the query's key.
@@ -69,12 +70,12 @@ class InduceKVConfig:
     abstain: bool = True
     selector: Selector = "bilevel"
     candidates: int = 256
-    anchors: int = 64
+    anchors: int = 128
     beta: float = 1.0
-    gamma: float = 0.05
+    gamma: float = 0.01
     epsilon: float = 1e-3
     projection_dim: int = 32
-    inner_steps: int = 5
+    inner_steps: int = 2
     inner_lr: float = 0.1
     outer_steps: int = 20
     outer_lr: float = 0.1
@@ -115,7 +116,7 @@ class InduceKVConfig:
             _whole_number(name, getattr(self, name), least)
         for name in ("key_layer", "top_k"):
             if getattr(self, name) is not None:
-                _whole_number(name, getattr(self, name), 1 if name == "top_k" else 0)
+                _whole_number(name, getattr(self, name), 1 if name == "top_k" else -1)
         for name, positive in (
             ("beta", False),
             ("gamma", False),
@@ -150,6 +151,7 @@ class InduceKVConfig:
                 "payload": "mean_pool",
                 "payload_tokens": 8,
                 "payload_dtype": "float16",
+                "key_layer": -1,
                 "key_pool": "mean",
                 "key_centering": False,
                 "top_k": None,

@@ -76,20 +76,34 @@ def state_kept(model: Any, family: Family) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def tap(key_layer: int | None, layers: int) -> dict[str, bool]:
-    """Arguments of the decoder that make hidden state `key_layer` come out.
+def chosen_key_layer(key_layer: int | None, layers: int) -> int:
+    """The hidden state that gives the retrieval key; None is the middle one, rounded down.
+
+    CHOICE: the last is shaped by the next token, the first have not yet brought picture and question together.
 
     Raises:
-        ValueError: `key_layer` is not between 0 and `layers`.
+        ValueError: `key_layer` is neither -1 (the last) nor between 0 and `layers`.
     """
-    if key_layer is not None and not 0 <= key_layer <= layers:
-        raise ValueError(f"key_layer must be between 0 and {layers} for this model, got {key_layer}")
-    return {} if key_layer in (None, layers) else {"output_hidden_states": True}
+    if key_layer is None:
+        return layers // 2
+    if key_layer == -1:
+        return layers
+    if not 0 <= key_layer <= layers:
+        raise ValueError(
+            f"key_layer must be between 0 and {layers} for this model, or -1 for the last; got {key_layer}"
+        )
+    return key_layer
+
+
+def tap(key_layer: int | None, layers: int) -> dict[str, bool]:
+    """Arguments of the decoder that make hidden state `key_layer` come out; raises as `chosen_key_layer`."""
+    return {} if chosen_key_layer(key_layer, layers) == layers else {"output_hidden_states": True}
 
 
 def tapped(output: Any, key_layer: int | None, layers: int) -> Float[Tensor, "rows tokens hidden"]:
-    """Hidden state `key_layer` of the decoder's output; None: the last, after the final norm."""
-    hidden: Tensor = output.last_hidden_state if key_layer in (None, layers) else output.hidden_states[key_layer]
+    """Hidden state `key_layer` of the decoder's output; the last is taken after the final norm."""
+    chosen = chosen_key_layer(key_layer, layers)
+    hidden: Tensor = output.last_hidden_state if chosen == layers else output.hidden_states[chosen]
     return hidden
 
 

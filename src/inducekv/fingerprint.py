@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inducekv.config import KeyPool
+from inducekv.decoder import chosen_key_layer
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
@@ -31,7 +32,7 @@ def fingerprint_of(backbone: "Backbone", key_layer: int | None, key_pool: KeyPoo
         "hidden_size": backbone.hidden_size,
         "rope": {k: list(v) if isinstance(v, tuple) else v for k, v in sorted(rope.items()) if v is not None},
         "embedding_sha256": backbone.embedding_hash,
-        "key_layer": backbone.layers if key_layer is None else key_layer,
+        "key_layer": chosen_key_layer(key_layer, backbone.layers),
         "key_pool": key_pool,
     }
 

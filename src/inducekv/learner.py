@@ -7,8 +7,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,8 +19,8 @@ from inducekv.compression import compression_named
 from inducekv.config import InduceKVConfig
 from inducekv.entry import Entry, check_name
 from inducekv.examples import Example
+from inducekv.learn_report import LearnReport as LearnReport
 from inducekv.memory import BudgetError, KVMemory
-from inducekv.payloads import Payloads
 from inducekv.progress import SILENT, Progress
 from inducekv.retrieval import Calibration
 from inducekv.selection import SELECTORS, Coverage, Objective, Selection, SelectionProblem, fit_to_chosen, indicator
@@ -36,49 +34,6 @@ READING = ("key_layer", "key_pool", "key_centering", "top_k", "weighting", "visi
 """Configuration that answering must share with learning; kept in the memory's metadata."""
 FINAL_STEPS = 10
 """Steps that fit phi to the entries that were chosen, whatever selector chose them. CHOICE."""
-
-
-@dataclass(frozen=True)
-class LearnReport:
-    """What learning a task did.
-
-    Attributes:
-        task: its name.
-        examples: examples given, without repetitions.
-        candidates: new entries that competed.
-        chosen: ids of the new entries that were kept.
-        dropped: by earlier task, how many of its entries were given up.
-        entries: entries in the memory afterwards.
-        nbytes, budget: of the memory, bytes.
-        anchors, anchors_nbytes: kept in the training state, apart from the memory.
-        before, after: J and its terms (nats; coverage without unit) with the old memory and with the new one.
-        tau, lambdas: the calibration.
-        seconds: by stage.
-        history: what the selector noted at each step.
-        warnings: sentences for a person.
-    """
-
-    task: str
-    examples: int
-    candidates: int
-    chosen: list[str]
-    dropped: dict[str, int]
-    entries: int
-    nbytes: int
-    budget: int
-    anchors: int
-    anchors_nbytes: int
-    before: dict[str, float]
-    after: dict[str, float]
-    tau: float
-    lambdas: list[float]
-    seconds: dict[str, float]
-    history: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return dataclasses.asdict(self)
 
 
 def learn(
@@ -141,17 +96,18 @@ def learn(
             "calibration_anchors": inner_anchors,
             "anchors": outer_anchors,
         }
-        pool_keys = torch.nn.functional.normalize(torch.stack([entry.key for entry in pool]).float(), dim=-1)
-        loaded = [entry.payload.load() for entry in pool]
-        payloads = Payloads.stack([k for k, _ in loaded], [v for _, v in loaded], [entry.span for entry in pool])
-        payloads = payloads.to(backbone.device, backbone.dtype)
-        scorer = LikelihoodScorer(backbone, payloads, pool_keys, [entry.id for entry in pool], splits, config)
+        pool_memory = KVMemory(2**62, memory.layout, memory.payload_dtype, memory.fingerprint)  # never leaves here
+        pool_memory.replace_all(pool)
+        pool_keys = pool_memory.keys()
+        scorer = LikelihoodScorer(
+            backbone, pool_memory, pool_keys, [entry.id for entry in pool], splits, config, progress
+        )
     problem = _problem(scorer, pool, pool_keys, costs, total, _start(memory, config), config)
     generator = torch.Generator().manual_seed(config.seed)
     with watch("select"):
         selection = SELECTORS[config.selector](problem, config, generator, progress)
     with watch("calibrate"):
-        phi = _calibrate(problem, selection, config, generator)
+        phi = _calibrate(problem, selection, config, generator, progress)
     with watch("assess"), torch.no_grad():
         held = indicator([i for i, entry in enumerate(pool) if i < len(old)], len(pool))
         before = problem.objective.outer(held, problem.phi).as_numbers()
@@ -313,7 +269,11 @@ def _problem(
 
 
 def _calibrate(
-    problem: SelectionProblem, selection: Selection, config: InduceKVConfig, generator: torch.Generator
+    problem: SelectionProblem,
+    selection: Selection,
+    config: InduceKVConfig,
+    generator: torch.Generator,
+    progress: Progress,
 ) -> Float[Tensor, " parameters"]:
     """phi fitted to what was chosen, the same way for every selector."""
     return fit_to_chosen(
@@ -323,4 +283,5 @@ def _calibrate(
         steps=FINAL_STEPS,
         lr=config.inner_lr,
         generator=generator,
+        progress=progress,
     )

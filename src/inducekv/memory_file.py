@@ -7,9 +7,7 @@ The JSON carries the SHA-256 of the tensors and of itself, so a truncated, edite
 import hashlib
 import json
 import math
-import os
 import re
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from inducekv.atomic import write_atomically
 from inducekv.compression.storage import STORAGE_DTYPES
 from inducekv.entry import Entry, Layout, Payload
 from inducekv.fingerprint import FingerprintError as FingerprintError
@@ -107,8 +106,8 @@ def save(memory: "KVMemory", directory: Path) -> None:
         "metadata": _checked_metadata(memory.metadata),
     }
     with lock(directory, PATIENCE):
-        _write(directory / name, data)
-        _write(directory / INDEX, _encode({**index, "index_sha256": _index_digest(index)}))
+        write_atomically(directory / name, data)
+        write_atomically(directory / INDEX, _encode({**index, "index_sha256": _index_digest(index)}))
         for stale in [*directory.glob("memory-*.safetensors"), *directory.glob(".memory-*.tmp")]:
             if stale.name != name:
                 stale.unlink(missing_ok=True)
@@ -146,26 +145,6 @@ def _encode(value: Any) -> bytes:
 
 def _index_digest(index: dict[str, Any]) -> str:
     return hashlib.sha256(_encode({k: v for k, v in index.items() if k != "index_sha256"})).hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to the disk, rename."""
-    temporary = path.parent / f".memory-{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def load(kind: type["KVMemory"], directory: Path, backbone: "Backbone | None") -> "KVMemory":

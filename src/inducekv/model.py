@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+from inducekv.answers import Answer as Answer
+from inducekv.answers import Source as Source
 from inducekv.attention import Attachment, attached
 from inducekv.backbone import Backbone
 from inducekv.cache import DynamicCache, as_cache
@@ -27,35 +28,6 @@ from inducekv.training_state import TrainingState
 
 EMBEDDED = "embedded"
 """Name of the model that ships with the package."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """An entry that an answer was read from.
-
-    Attributes:
-        id, task, question, answer: of the entry (texts as they are kept, shortened).
-        alpha: retrieval weight; an answer's sum to 1.
-        mass: share of attention the entry took, mean over layers, heads and positions of the question and of the answer
-            (in a batch: up to where its longest answer ends).
-        similarity: of its key to the question's.
-    """
-
-    id: str
-    task: str
-    alpha: float
-    mass: float
-    question: str
-    answer: str
-    similarity: float
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer and the entries it was read from, the most similar first; none if the plain model answered."""
-
-    text: str
-    sources: list[Source]
 
 
 class InducedModel:

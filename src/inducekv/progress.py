@@ -48,7 +48,7 @@ class BarProgress:
     def start(self, what: str, total: int) -> None:
         self.stop()
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

@@ -1,8 +1,6 @@
 """What learning keeps beside the memory and answering never needs: anchors, a few raw examples of every task."""
 
 import json
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -14,6 +12,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
+from inducekv.atomic import write_atomically
 from inducekv.examples import Example, check_image, open_image
 from inducekv.splits import balanced_order
 
@@ -139,16 +138,7 @@ class TrainingState:
             "anchors": np.frombuffer(json.dumps(rows, ensure_ascii=False).encode(), dtype=np.uint8),
         }
         target = folder / FILE_NAME
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{FILE_NAME}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(safetensors.numpy.save(arrays, {"format": f"inducekv-training-state-{FORMAT}"}))
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(target, safetensors.numpy.save(arrays, {"format": f"inducekv-training-state-{FORMAT}"}))
         return target
 
     @staticmethod

@@ -39,38 +39,51 @@ class Plan:
     episodes: int = 12
 
 
-FIRST = Plan({"naming": 0.6, "attribute": 0.15, "base": 0.25}, (2, 3), (6, 8), {"prompt": 0.4, "alone": 0.6}, 14)
+FIRST = Plan(
+    {"recall": 0.5, "naming": 0.35, "attribute": 0.1, "base": 0.05}, (1, 3), (6, 8), {"prompt": 0.4, "alone": 0.6}, 14
+)
 SECOND = Plan(
-    {"naming": 0.34, "attribute": 0.22, "pair": 0.18, "unit": 0.12, "base": 0.14},
+    {"recall": 0.05, "naming": 0.32, "attribute": 0.22, "pair": 0.18, "unit": 0.11, "base": 0.12},
     (2, 6),
     (4, 8),
     {"prompt": 0.3, "alone": 0.4, "answers": 0.3},
 )
 THIRD = Plan(
-    {"naming": 0.25, "attribute": 0.25, "pair": 0.26, "unit": 0.12, "base": 0.12},
-    (3, 9),
-    (4, 8),
+    {"recall": 0.02, "naming": 0.34, "attribute": 0.22, "pair": 0.24, "unit": 0.09, "base": 0.09},
+    (3, 8),
+    (6, 8),
     {"prompt": 0.2, "alone": 0.35, "answers": 0.45},
-    12,
 )
 
 
+Statistics = tuple[torch.Tensor, torch.Tensor]
+"""Mean and standard deviation of each channel of the tower's output: float ``[96]`` each."""
+
+
+def all_pictures(pools: Pools) -> list[np.ndarray]:
+    """The pools' pictures in the order in which a ``Turn`` counts them."""
+    return [pools.glyphs.reshape(-1, *pools.glyphs.shape[2:]), pools.scenes, pools.gauges]
+
+
+def statistics_of(model: Idefics3ForConditionalGeneration, pools: Pools, sample: int = 20_000) -> Statistics:
+    """Measured on about ``sample`` pictures, evenly taken from the pools."""
+    pictures = np.concatenate(all_pictures(pools))
+    features = features_of(model.model.vision_model, pictures[:: max(1, len(pictures) // sample)])
+    flat = features.reshape(-1, features.shape[-1])
+    return flat.mean(0), flat.std(0)
+
+
 class Features:
-    """What the connector's projection is given for each picture: float ``[pictures, 4, 384]``, centred and scaled
-    channel by channel."""
+    """What the connector's projection is given for each picture: float ``[pictures, 4, 384]``, centred and scaled."""
 
-    def __init__(self, model: Idefics3ForConditionalGeneration, pools: Pools, statistics: tuple | None = None) -> None:
-        tower, connector = model.model.vision_model, model.model.connector
-        pictures = [pools.glyphs.reshape(-1, *pools.glyphs.shape[2:]), pools.scenes, pools.gauges]
-        raw = torch.cat([features_of(tower, part) for part in pictures])
-        if statistics is None:
-            sample = raw[:: max(1, len(raw) // 20_000)].reshape(-1, raw.shape[-1])
-            statistics = sample.mean(0), sample.std(0)
-        self.statistics = statistics
-        self.table = connector.pixel_shuffle((raw - statistics[0]) / statistics[1]).to(torch.bfloat16)
+    def __init__(self, model: Idefics3ForConditionalGeneration, pools: Pools, statistics: Statistics) -> None:
+        mean, deviation = statistics
+        parts = [features_of(model.model.vision_model, part) for part in all_pictures(pools)]
+        standardised = [((part - mean) / deviation) for part in parts]
+        self.table = torch.cat([model.model.connector.pixel_shuffle(part).to(torch.bfloat16) for part in standardised])
 
 
-def fold_statistics(model: Idefics3ForConditionalGeneration, statistics: tuple[torch.Tensor, torch.Tensor]) -> None:
+def fold_statistics(model: Idefics3ForConditionalGeneration, statistics: Statistics) -> None:
     """Write the centring and scaling into the tower's last layer norm, so that the stock model computes it."""
     mean, deviation = statistics
     norm = model.model.vision_model.post_layernorm
@@ -88,7 +101,14 @@ class Reader(torch.nn.Module):
         self.projection = model.model.connector.modality_projection
         self.layout = layout
 
-    def forward(self, batch: dict[str, np.ndarray], features: Features, entries: int, mode: str):
+    def forward(
+        self,
+        batch: dict[str, np.ndarray],
+        features: Features,
+        entries: int,
+        mode: str,
+        noise: torch.Tensor | None = None,
+    ):
         """Logits of every answer token, their truth, the turn each belongs to, and the tapped hidden states
         ``[episodes, turns, length, width]``."""
         ids = torch.from_numpy(batch["ids"])
@@ -101,17 +121,15 @@ class Reader(torch.nn.Module):
         attention = nullcontext() if mode == "prompt" else turn_attention(self.text, batch["kinds"], entries, mode)
         with attention, torch.autocast("cpu", torch.bfloat16):
             embedded = self.text.embed_tokens(ids)
-            projected = self.projection(features.table[torch.from_numpy(batch["pictures"])])
-            # A picture's four tokens stand at the same places in every turn.
-            start = self.layout.head.index(self.layout.image)
-            embedded = torch.cat(
-                [
-                    embedded[:, :, :start].to(projected.dtype),
-                    projected,
-                    embedded[:, :, start + 4 :].to(projected.dtype),
-                ],
-                2,
-            )
+            if batch["pictures"][0, 0] >= 0:
+                seen = features.table[torch.from_numpy(batch["pictures"])]
+                if noise is not None:
+                    seen = seen + noise[:, None, None, None] * torch.randn_like(seen)
+                projected = self.projection(seen)
+                embedded = embedded.to(projected.dtype)
+                # A picture's four tokens stand at the same places in every turn.
+                start = self.layout.head.index(self.layout.image)
+                embedded = torch.cat([embedded[:, :, :start], projected, embedded[:, :, start + 4 :]], 2)
             states = self.text(
                 inputs_embeds=embedded.flatten(1, 2),
                 attention_mask=mask,
@@ -237,14 +255,23 @@ class Training:
         entries = int(g.integers(plan.entries[0], plan.entries[1] + 1))
         if kind == "base" and g.random() < 0.5:
             entries = 0
+        if kind == "recall":
+            entries = int(g.integers(1, 7))
         queries = int(g.integers(plan.queries[0], plan.queries[1] + 1))
         batch = self.layout.lay_out([self.lessons.episode(kind, entries, queries) for _ in range(plan.episodes)])
-        logits, truth, where, tapped = self.reader(batch, self.features, entries, mode)
+        noise = None
+        if kind == "naming":
+            # Pictures that are no drawings look noisy to the tower; a name is then to be spelled from one entry still.
+            strength = g.uniform(0, 1.2, plan.episodes) * (g.random(plan.episodes) < 0.6)
+            noise = torch.from_numpy(strength).to(torch.bfloat16)
+        logits, truth, where, tapped = self.reader(batch, self.features, entries, mode, noise)
         asked = where[:, 1] >= entries
         loss = cross_entropy(logits[asked], truth[asked])
-        auxiliary = auxiliary_loss(self.heads, tapped, batch, self.lessons, g)
+        auxiliary = torch.zeros(())
+        if kind != "recall":
+            auxiliary = auxiliary_loss(self.heads, tapped, batch, self.lessons, g)
         since = self.step - self.switches[-1] if self.switches else 0
-        weight = 0.5 if not self.switches else max(0.06, 0.5 * (1 - since / 2000)) if len(self.switches) == 1 else 0.06
+        weight = 0.5 if not self.switches else max(0.15, 0.5 * (1 - since / 2000)) if len(self.switches) == 1 else 0.15
         for group in self.optimiser.param_groups:
             decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
             group["lr"] = group["base"] * min(1.0, (self.step + 1) / 200) * decay
@@ -253,7 +280,7 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimiser.step()
         self.step += 1
-        return {kind: loss.item(), "auxiliary": auxiliary.item()}
+        return {kind: loss.item()} | ({} if kind == "recall" else {"auxiliary": auxiliary.item()})
 
     def evaluate(self) -> dict[str, float]:
         features, pools = self.unseen
@@ -263,6 +290,7 @@ class Training:
             return round(accuracy(self.reader, features, lessons, kind, mode, entries), 3)
 
         figures = {"base": measure("base", "prompt", 0), "two_way": measure("naming", "alone", 2)}
+        figures["recall"] = measure("recall", "alone", 5)
         for mode in MODES:
             figures[f"naming_{mode}"] = measure("naming", mode, 5)
         if self.switches:
@@ -271,7 +299,7 @@ class Training:
                     figures[f"{kind}_{mode}"] = measure(kind, mode, 8)
         return figures
 
-    def run(self, report: Callable[[int, dict[str, float]], None], every: int = 250) -> None:
+    def run(self, report: Callable[[int, dict[str, float]], None], every: int = 500) -> None:
         seen: dict[str, list[float]] = {}
         while self.step < self.steps:
             for name, value in self.one_step().items():

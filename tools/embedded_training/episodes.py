@@ -14,18 +14,21 @@ from inducekv.embedded.questions import BASE, COUNTED, NAMED_ATTRIBUTE, PAIR, UN
 from inducekv.embedded.words import made_up_names, odd_name
 
 ATTRIBUTES = tuple(SCENE_ATTRIBUTES)
-KINDS = ("naming", "attribute", "pair", "unit", "base")
+KINDS = ("naming", "attribute", "pair", "unit", "base", "recall")
 """What a batch can be about; see the functions of the same names."""
 
 
 @dataclass
 class Turn:
-    """One picture, its question and its answer. ``picture`` counts through glyphs, then scenes, then gauges."""
+    """One picture, its question and its answer. ``picture`` counts through glyphs, then scenes, then gauges.
 
-    picture: int
-    question: str
-    answer: str
-    supervised: bool = True
+    Question and answer are texts, or tokens where any tokens will do. ``picture=None`` (then of the whole batch): no
+    picture.
+    """
+
+    picture: int | None
+    question: str | tuple[int, ...]
+    answer: str | tuple[int, ...]
 
 
 @dataclass
@@ -34,10 +37,15 @@ class Episode:
     queries: list[Turn]
 
 
-class Lessons:
-    """Draws episodes from the pools. ``generator`` decides everything."""
+PLAIN = ("zero", *HOURS, "nine", *SCENE_ATTRIBUTES["colour"], *SCENE_ATTRIBUTES["shape"], *SCENE_ATTRIBUTES["place"])
+"""Words of the base skills, which may be names too."""
 
-    def __init__(self, pools: Pools, generator: np.random.Generator) -> None:
+
+class Lessons:
+    """Draws episodes from the pools. ``generator`` decides everything; ``tokens`` is the range that ``recall`` draws
+    from."""
+
+    def __init__(self, pools: Pools, generator: np.random.Generator, tokens: tuple[int, int] = (8, 1024)) -> None:
         self.generator = generator
         self.classes, self.drawings = pools.glyphs.shape[:2]
         self.first_scene = self.classes * self.drawings
@@ -56,6 +64,7 @@ class Lessons:
         self.gauges_with = {
             (k, c): np.flatnonzero((gauges[:, 0] == k) & (gauges[:, 1] == c)) for k in range(2) for c in range(8)
         }
+        self.first_token, self.last_token = tokens
         self.names = made_up_names(20_000, generator)
         self.short_names = made_up_names(1_500, generator, syllables=1)
 
@@ -64,12 +73,14 @@ class Lessons:
 
     def some_names(self, number: int) -> list[str]:
         style = self.generator.random()
-        if style < 0.15:
+        if style < 0.12 and number <= len(PLAIN):
+            return [PLAIN[i] for i in self.generator.choice(len(PLAIN), number, False)]
+        if style < 0.25:
             names: dict[str, None] = {}
             while len(names) < number:
                 names[odd_name(self.generator)] = None
             return list(names)
-        source = self.short_names if style < 0.35 else self.names
+        source = self.short_names if style < 0.4 else self.names
         return [source[i] for i in self.generator.choice(len(source), number, False)]
 
     def glyph(self, of_class: int) -> int:
@@ -85,10 +96,21 @@ class Lessons:
     def episode(self, kind: str, entries: int, queries: int) -> Episode:
         return getattr(self, kind)(entries, queries)
 
+    def recall(self, entries: int, queries: int) -> Episode:
+        """No pictures: cues and answers of any tokens. The cheapest lesson in finding the right entry and copying
+        it."""
+        g = self.generator
+
+        def tokens(least: int, most: int) -> tuple[int, ...]:
+            return tuple(g.integers(self.first_token, self.last_token, g.integers(least, most + 1)).tolist())
+
+        turns = [Turn(None, tokens(2, 3), tokens(1, 4)) for _ in range(max(1, entries))]
+        return Episode(turns, [turns[i] for i in g.integers(0, len(turns), queries)])
+
     def naming(self, entries: int, queries: int) -> Episode:
         """Pictures of a few classes under names that hold for this episode alone."""
         g = self.generator
-        number = int(g.integers(2, max(3, entries + 1))) if entries > 2 else 2
+        number = int(g.integers(2, max(3, entries + 1))) if entries > 2 else entries
         classes = g.choice(self.classes, number, False)
         names = self.some_names(number)
         question = naming_question(g)
@@ -123,7 +145,7 @@ class Lessons:
     def pair(self, entries: int, queries: int) -> Episode:
         """Two-word names, a word for the colour and one for the shape; asked are pairs that no entry holds."""
         g = self.generator
-        side = 2 if entries < 5 else int(g.integers(2, 4))
+        side = 2 if entries < 5 else int(g.integers(2, 4 if entries < 7 else 5))
         colours, shapes = g.choice(8, side, False), g.choice(6, side, False)
         words = (
             self.some_names(2 * side)
@@ -206,7 +228,9 @@ class Layout:
         self.assistant, self.end = tokenizer.convert_tokens_to_ids("<|assistant|>"), tokenizer.eos_token_id
         self.known: dict[str, list[int]] = {}
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str | tuple[int, ...]) -> list[int]:
+        if isinstance(text, tuple):
+            return list(text)
         if text not in self.known:
             if len(self.known) > 200_000:
                 self.known.clear()
@@ -217,8 +241,10 @@ class Layout:
         """``ids``, ``kinds`` (0 padding, 1 question side, 2 answer) ``[episodes, turns, length]``; ``pictures``
         ``[episodes, turns]``."""
         rows = [[*e.entries, *e.queries] for e in episodes]
+        pictured = rows[0][0].picture is not None
+        head = self.head if pictured else self.head[:1]
         parts = [
-            [(self.head + self.tokens(t.question) + [self.assistant], [*self.tokens(t.answer), self.end]) for t in row]
+            [(head + self.tokens(t.question) + [self.assistant], [*self.tokens(t.answer), self.end]) for t in row]
             for row in rows
         ]
         length = max(len(q) + len(a) for row in parts for q, a in row)
@@ -230,7 +256,11 @@ class Layout:
                 kinds[b, s, : len(question)] = 1
                 ids[b, s, len(question) : len(question) + len(answer)] = answer
                 kinds[b, s, len(question) : len(question) + len(answer)] = 2
-        return {"ids": ids, "kinds": kinds, "pictures": np.array([[t.picture for t in row] for row in rows])}
+        return {
+            "ids": ids,
+            "kinds": kinds,
+            "pictures": np.array([[-1 if t.picture is None else t.picture for t in row] for row in rows]),
+        }
 
 
 def turn_positions(kinds: np.ndarray, entries: int, mode: str) -> np.ndarray:

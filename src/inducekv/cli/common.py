@@ -33,8 +33,13 @@ ModelOption = Annotated[
 
 
 def out() -> Console:
-    """Results go to standard output."""
-    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+    """Results go to standard output, taken as they are: no text in them is markup."""
+    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+
+
+def printable(text: str) -> str:
+    """Text of a model or a memory without what would steer a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
 
 
 def print_json(value: Any) -> None:

@@ -31,31 +31,19 @@ def demo(
     """Teach the model that ships with the package a stream of tasks it never saw, and compare; about three minutes."""
     for module in ("peft", "matplotlib", "sklearn"):
         require_extra(module)
-    from inducekv import Backbone, InducedModel, InduceKVConfig
+    from inducekv import Backbone
     from inducekv.bytes import format_bytes, parse_bytes
+    from inducekv.continual.demo import methods_of_demo, stream_of_demo
     from inducekv.continual.gallery import gallery
-    from inducekv.continual.methods.inducekv import InduceKV
-    from inducekv.continual.methods.nearest_neighbour import NearestNeighbour
-    from inducekv.continual.methods.sequential_lora import SequentialLora
-    from inducekv.continual.methods.zero_shot import ZeroShot
     from inducekv.continual.report import results_object, write_report
     from inducekv.continual.runner import run
-    from inducekv.continual.stream import Stream
     from inducekv.embedded import path
-    from inducekv.embedded.tasks import demo_stream
     from inducekv.progress import console_progress
 
     limit = parse_bytes(budget)
     progress = console_progress(quiet)
-    stream = Stream.from_tasks(demo_stream(seed))
-    backbone = Backbone.from_pretrained(path())
-    model = InducedModel.from_pretrained(backbone, config=InduceKVConfig(budget=limit, seed=seed))
-    methods = [
-        ZeroShot(backbone),
-        SequentialLora(backbone, limit, seed=seed),
-        InduceKV(model),
-        NearestNeighbour(model),
-    ]
+    stream = stream_of_demo(seed)
+    methods, model = methods_of_demo(Backbone.from_pretrained(path()), limit, seed)
 
     def place(result: MethodResult) -> int:
         return SHOWN.index(result.name)

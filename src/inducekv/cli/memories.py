@@ -21,6 +21,7 @@ from inducekv.cli.common import (
     model_of,
     out,
     print_json,
+    printable,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def learn(
         print_json(result)
         return
     out().print(
-        f"learned [bold]{name}[/bold]: kept {len(report.chosen)} of {report.candidates} candidates; "
+        f"learned {name}: kept {len(report.chosen)} of {report.candidates} candidates; "
         f"{format_bytes(induced.memory.nbytes)} of {format_bytes(induced.memory.budget)} used -> {memory}"
     )
     for warning in report.warnings:
@@ -132,23 +133,27 @@ def ask(
     if as_json:
         print_json({"answer": answer.text, "sources": [asdict(source) for source in answer.sources]})
         return
-    out().print(answer.text or "(an empty answer)", style="bold", markup=False)
+    out().print(printable(answer.text) or "(an empty answer)", style="bold")
     if quiet:
         return
     if not answer.sources:
         out().print("no entry is near enough to this question: answered as the plain model would", style="dim")
         return
-    table = Table("entry", "task", "α", "attention mass", "question", "answer", box=None, header_style="dim")
+    table = Table(box=None, header_style="dim")
+    for heading in ("entry", "task", "α", "mass", "answer"):
+        table.add_column(heading, justify="right" if heading in ("α", "mass") else "left")
+    table.add_column("question", no_wrap=True, overflow="ellipsis")
     for source in answer.sources:
         table.add_row(
             source.id,
             source.task,
             f"{source.alpha:.3f}",
             f"{source.mass:.3f}",
-            source.question or "",
-            source.answer or "",
+            printable(source.answer),
+            printable(source.question),
         )
     out().print(table)
+    out().print("mass: share of attention, mean over layers, heads and positions", style="dim")
 
 
 def inspect(
@@ -197,7 +202,7 @@ def inspect(
         kinds.add_row(kind, f"{nbytes:,}")
     console.print(kinds)
     console.print(f"calibration: τ {tau:.4f}; λ by layer {' '.join(f'{value:.2f}' for value in lambdas)}")
-    console.print("fingerprint: " + json.dumps(stored.fingerprint, sort_keys=True), style="dim", markup=False)
+    console.print("fingerprint: " + json.dumps(stored.fingerprint, sort_keys=True), style="dim")
 
 
 def forget(
@@ -226,7 +231,7 @@ def forget(
     if as_json:
         print_json({"memory": str(memory), "task": task, "dropped": dropped, "nbytes": stored.nbytes})
     elif not quiet:
-        out().print(f"forgot {task}: {dropped} entries dropped, {len(stored)} left", markup=False)
+        out().print(f"forgot {task}: {dropped} entries dropped, {len(stored)} left")
 
 
 def _holds_memory(folder: Path) -> bool:

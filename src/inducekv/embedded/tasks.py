@@ -46,6 +46,9 @@ VALUES: dict[str, tuple[str, ...]] = {
 
 FIRST_TASK_SEED = 1_000
 
+DIGIT = 22
+"""Pixels that a handwritten digit is enlarged to; the data set cuts its margins off, this gives them back."""
+
 
 def _generator(seed: int, task: str) -> np.random.Generator:
     if seed < 0:
@@ -70,7 +73,7 @@ def alphabet(seed: int, *, classes: int = 8, train: int = 10, test: int = 10, ta
 
 
 def digits(seed: int, *, train: int = 10, test: int = 10) -> Task:
-    """Handwritten digits of scikit-learn (8 x 8 pixels, enlarged), named "zero" to "nine".
+    """Handwritten digits of scikit-learn (8 x 8 pixels, enlarged, with a margin), named "zero" to "nine".
 
     Raises:
         ImportError: scikit-learn is missing; it comes with ``inducekv[bench]``.
@@ -87,7 +90,8 @@ def digits(seed: int, *, train: int = 10, test: int = 10) -> Task:
         chosen = generator.permutation(np.flatnonzero(data.target == digit))[: train + test]
         for i, index in enumerate(chosen):
             small = Image.fromarray((data.images[index] * (255 / 16)).astype(np.uint8))
-            picture = small.resize((SIZE, SIZE), Image.Resampling.BICUBIC).convert("RGB")
+            picture = Image.new("RGB", (SIZE, SIZE))
+            picture.paste(small.resize((DIGIT, DIGIT), Image.Resampling.BICUBIC), ((SIZE - DIGIT) // 2,) * 2)
             parts[i >= train].append(Example("which number is this?", word, (picture,)))
     return parts
 

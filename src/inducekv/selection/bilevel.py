@@ -8,6 +8,7 @@ from inducekv.config import InduceKVConfig
 from inducekv.progress import SILENT, Progress
 from inducekv.selection.calibration import PhiFitter
 from inducekv.selection.greedy import greedy
+from inducekv.selection.herding import herding
 from inducekv.selection.hypergradient import HYPERGRADIENTS
 from inducekv.selection.problem import Selection, SelectionProblem
 from inducekv.selection.rounding import indicator, round_weights
@@ -19,6 +20,12 @@ MOMENTUM = 0.5
 """Part of the previous outer gradient that is kept: a batch of questions meets few entries. CHOICE."""
 FORGIVENESS = 0.9
 """How slowly exchanges that did not pay are tried again. CHOICE."""
+WARM_UP = 8
+"""Inner steps before the first outer one, so that later steps are judged by their entries and not by phi. CHOICE."""
+LONGER = 8
+"""How many exchanges more a step may try when entries of different size leave the rounding as it was. CHOICE."""
+PATIENCE = 8
+"""It ends after so many steps in a row that were taken back. CHOICE."""
 
 
 def bilevel(
@@ -38,19 +45,21 @@ def bilevel(
     - The gradient of a mean log-likelihood is tiny and its scale says nothing about w. So the step is as long as it
       takes to exchange a given number of entries (at first the share `outer_lr` of those chosen); it grows when J of
       the new rounded weights, on all outer questions, is lower, and else shrinks, and the step is taken back.
-    - It starts from the greedy choice; few steps then suffice, and by the measure it minimises it never ends worse.
+    - It starts from the greedy choice or the one by herding, whichever has the lower J; few steps then suffice.
     """
     if problem.everything_fits:
         return Selection(torch.ones(len(problem)), list(range(len(problem))), problem.phi)
     objective, costs, total = problem.objective, problem.costs, problem.total
     hypergradient = HYPERGRADIENTS[config.hypergradient]
     fitter = PhiFitter(objective, problem.phi, lr=config.inner_lr)
-    chosen, phi = greedy(problem, config, generator).chosen, problem.phi
+    starts = [select(problem, config, generator, progress).chosen for select in (greedy, herding)]
+    chosen = min(starts, key=lambda start: _value(problem, start, problem.phi))
     weights = indicator(chosen, len(problem))
+    phi = fitter.fit(weights, WARM_UP, generator)
     value = _value(problem, chosen, phi)
     velocity, aversion = torch.zeros_like(weights), torch.zeros_like(weights)
     exchanges = max(1.0, config.outer_lr * len(chosen))
-    history = []
+    history, refused = [], 0
     progress.start("choosing entries", config.outer_steps)
     for step in range(config.outer_steps):
         held = indicator(chosen, len(problem))
@@ -66,19 +75,28 @@ def bilevel(
         direction = _unit(velocity, costs) + aversion * (1 - 2 * held)
         relaxed = _step(held, direction, round(exchanges), problem)
         trial = round_weights(relaxed, costs, total)
-        trial_value = _value(problem, trial, trial_phi)
         changed = held != indicator(trial, len(problem))
+        trial_value = _value(problem, trial, trial_phi) if bool(changed.any()) else value
         if trial_value < value:
             weights, chosen, phi, value = relaxed, trial, trial_phi, trial_value
-            exchanges = min(1.5 * exchanges, max(1.0, len(chosen) / 2))
+            exchanges, refused = min(1.5 * exchanges, max(1.0, len(chosen) / 2)), 0
         else:
+            refused += 1
             aversion = aversion + changed
             exchanges = max(1.0, exchanges / 2)
         aversion = FORGIVENESS * aversion
         history.append(
-            {"step": step, **terms.as_numbers(), "best": value, "taken": chosen == trial, "changed": int(changed.sum())}
+            {
+                "step": step,
+                **terms.as_numbers(),
+                "best": value,
+                "exchanged": int(changed.sum()),
+                "kept": chosen == trial,
+            }
         )
         progress.advance()
+        if refused == PATIENCE:
+            break
     progress.stop()
     return Selection(weights, chosen, phi, history)
 
@@ -98,17 +116,15 @@ def _step(
     """The projected step from rounded weights against `direction`, just long enough to exchange so many entries."""
     leaving = direction[held > 0].sort(descending=True).values
     entering = direction[held == 0].sort().values
-    count = min(exchanges, len(leaving), len(entering))
-    if count == 0:
-        return held
-    gap = float(leaving[count - 1] - entering[count - 1])
-    length = 1.001 / gap if gap > 0 else 1.0
-    for _ in range(8):  # entries of different size need somewhat longer steps
-        relaxed = project(held - length * direction, problem.costs, problem.total)
-        if round_weights(relaxed, problem.costs, problem.total) != round_weights(held, problem.costs, problem.total):
+    before = round_weights(held, problem.costs, problem.total)
+    for count in range(exchanges, min(len(leaving), len(entering), exchanges + LONGER) + 1):
+        gap = float(leaving[count - 1] - entering[count - 1])
+        if gap <= 0:
             break
-        length *= 1.5
-    return relaxed
+        relaxed = project(held - 1.001 / gap * direction, problem.costs, problem.total)
+        if round_weights(relaxed, problem.costs, problem.total) != before:
+            return relaxed
+    return held
 
 
 def _unit(direction: Float[Tensor, " entries"], costs: Tensor) -> Float[Tensor, " entries"]:

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inducekv.progress import SILENT, Progress
 from inducekv.selection.objective import Objective
 
 
@@ -30,7 +31,11 @@ class PhiFitter:
         return self._phi.detach().clone()
 
     def fit(
-        self, weights: Float[Tensor, " entries"], steps: int, generator: torch.Generator
+        self,
+        weights: Float[Tensor, " entries"],
+        steps: int,
+        generator: torch.Generator,
+        progress: Progress = SILENT,
     ) -> Float[Tensor, " parameters"]:
         """Takes `steps` steps and returns phi; does nothing without calibration questions."""
         scorer = self._objective.scorer
@@ -43,6 +48,7 @@ class PhiFitter:
                 break
             (self._phi.grad,) = torch.autograd.grad(loss, (self._phi,))
             self._optimiser.step()
+            progress.advance()
         return self.phi
 
 
@@ -54,12 +60,15 @@ def fit_to_chosen(
     steps: int,
     lr: float,
     generator: torch.Generator,
+    progress: Progress = SILENT,
 ) -> Float[Tensor, " parameters"]:
     """Fits phi to the entries that were chosen; returns the old phi if the calibration loss did not fall."""
     fitter = PhiFitter(objective, phi, lr=lr)
     with torch.no_grad():
         before = objective.inner(weights, phi)
-    fitted = fitter.fit(weights, steps, generator)
+    progress.start("calibrating", steps)
+    fitted = fitter.fit(weights, steps, generator, progress)
+    progress.stop()
     with torch.no_grad():
         after = objective.inner(weights, fitted)
     return fitted if bool(after < before) else phi.detach().clone()

@@ -12,6 +12,7 @@ from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig
 from inducekv.injection import build_injection
 from inducekv.payloads import PayloadSource
+from inducekv.progress import SILENT, Progress
 from inducekv.rendering import Prepared
 from inducekv.retrieval import Calibration, Retrieved, retrieve, similarities
 from inducekv.selection.objective import Split
@@ -47,6 +48,7 @@ class LikelihoodScorer:
         ids: of the candidates.
         splits: the questions of each split, in random order.
         config: top_k, weighting, key_centering, batch_size and hypergradient are used.
+        progress: told while questions are prepared and while entries are read alone.
     """
 
     def __init__(
@@ -57,11 +59,14 @@ class LikelihoodScorer:
         ids: Sequence[str],
         splits: Mapping[Split, Sequence[Question]],
         config: InduceKVConfig,
+        progress: Progress = SILENT,
     ) -> None:
-        self._backbone, self._payloads, self._config = backbone, payloads, config
+        self._backbone, self._payloads, self._config, self._progress = backbone, payloads, config, progress
         self._keys = keys.float().cpu()
         self._ids = list(ids)
+        progress.start("preparing questions", sum(map(len, splits.values())))
         self._chunks = {split: self._prepare(questions) for split, questions in splits.items()}
+        progress.stop()
 
     def _prepare(self, questions: Sequence[Question]) -> list[_Chunk]:
         chunks, size = [], self._config.batch_size
@@ -70,6 +75,7 @@ class LikelihoodScorer:
             prepared = self._backbone.prepare([q.example for q in some], True, embed=True, batch_size=size)
             own = torch.tensor([[q.entry == name for name in self._ids] for q in some]).view(len(some), -1)
             chunks.append(_Chunk(prepared, torch.stack([q.key.float().cpu() for q in some]), own))
+            self._progress.advance(len(some))
         return chunks
 
     def size(self, split: Split) -> int:
@@ -104,11 +110,17 @@ class LikelihoodScorer:
     ) -> Float[Tensor, "questions columns"]:
         """See `Scorer`."""
         rows, start = [], 0
+        self._progress.start("reading entries one at a time", entries.numel())
         with torch.no_grad():
             for chunk in self._chunks[split]:
                 some = entries[start : start + len(chunk.keys)]
                 start += len(chunk.keys)
-                rows.append(torch.stack([self._score(chunk, _single(column), phi) for column in some.T], dim=1))
+                columns = []
+                for column in some.T:
+                    columns.append(self._score(chunk, _single(column), phi))
+                    self._progress.advance(len(column))
+                rows.append(torch.stack(columns, dim=1))
+        self._progress.stop()
         return torch.cat(rows)
 
     def _retrieve(self, chunk: _Chunk, weights: Tensor, unread: Tensor, phi: Tensor) -> Retrieved:
