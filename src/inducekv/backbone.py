@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 
 from inducekv.attention import Attachment, attached
 from inducekv.config import KeyPool
-from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, tap, tapped, text_inputs
+from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, tapped, text_inputs
 from inducekv.encoded import Encoded
 from inducekv.examples import Example
 from inducekv.families import FAMILIES, family_of, refusals
@@ -181,12 +181,10 @@ class Backbone:
         progress.start("encoding examples", prepared.count)
         for batch in prepared.batches:
             before = self._text_inputs(batch.inputs)
-            with attached(self, None):
-                output = self.text_model(
-                    **before, past_key_values=DynamicCache(), use_cache=True, **tap(key_layer, self.layers)
-                )
+            with attached(self, None), tapped(self.text_model, key_layer) as hidden_of:
+                output = self.text_model(**before, past_key_values=DynamicCache(), use_cache=True)
             real = batch.inputs["attention_mask"].bool()
-            keys = pooled_key(tapped(output, key_layer, self.layers), key_pool, real & ~batch.answer_mask)
+            keys = pooled_key(hidden_of(output), key_pool, real & ~batch.answer_mask)
             kinds = kinds_of(batch, self._image_token)
             first, last = extent(before.get("position_ids"), real)
             layers = output.past_key_values.layers
@@ -240,9 +238,9 @@ class Backbone:
             tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
             inputs["attention_mask"] = torch.ones_like(tokens, dtype=torch.long)
         before = self._text_inputs(inputs)
-        with attached(self, None):
-            output = self.text_model(**before, use_cache=False, **tap(key_layer, self.layers))
-        return pooled_key(tapped(output, key_layer, self.layers), key_pool, inputs["attention_mask"].bool())
+        with attached(self, None), tapped(self.text_model, key_layer) as hidden_of:
+            output = self.text_model(**before, use_cache=False)
+        return pooled_key(hidden_of(output), key_pool, inputs["attention_mask"].bool())
 
     # -- scoring
 

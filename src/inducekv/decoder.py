@@ -1,6 +1,6 @@
 """Reaching the text decoder: what the whole model would hand to it, and what comes out of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
@@ -95,16 +95,31 @@ def chosen_key_layer(key_layer: int | None, layers: int) -> int:
     return key_layer
 
 
-def tap(key_layer: int | None, layers: int) -> dict[str, bool]:
-    """Arguments of the decoder that make hidden state `key_layer` come out; raises as `chosen_key_layer`."""
-    return {} if chosen_key_layer(key_layer, layers) == layers else {"output_hidden_states": True}
+@contextmanager
+def tapped(text_model: Any, key_layer: int | None) -> Iterator[Callable[[Any], Float[Tensor, "rows tokens hidden"]]]:
+    """While open, catches the decoder's hidden state `key_layer`; call what is given with the output to get it.
 
+    The last state is taken after the final norm. A hook of our own, because `output_hidden_states` would leave hooks of
+    transformers on the model for good.
 
-def tapped(output: Any, key_layer: int | None, layers: int) -> Float[Tensor, "rows tokens hidden"]:
-    """Hidden state `key_layer` of the decoder's output; the last is taken after the final norm."""
-    chosen = chosen_key_layer(key_layer, layers)
-    hidden: Tensor = output.last_hidden_state if chosen == layers else output.hidden_states[chosen]
-    return hidden
+    Raises:
+        ValueError: as `chosen_key_layer`.
+    """
+    layers = text_model.layers
+    chosen = chosen_key_layer(key_layer, len(layers))
+    if chosen == len(layers):
+        yield lambda output: output.last_hidden_state
+        return
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught[:] = [args[0] if args else kwargs["hidden_states"]]
+
+    hook = layers[chosen].register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        yield lambda output: caught[0]
+    finally:
+        hook.remove()
 
 
 def pooled_key(
