@@ -24,6 +24,7 @@ from inducekv.entry import Entry
 from inducekv.examples import Example
 from inducekv.memory import KVMemory
 from inducekv.model import InducedModel, empty_memory
+from inducekv.retrieval import Calibration
 
 GATES = {
     "zero_shot": 90.0,
@@ -35,21 +36,16 @@ GATES = {
     "composition": 75.0,
     "bytes": 8_000_000,
 }
-FULL = InduceKVConfig(
-    budget="64MiB",
-    payload="none",
-    payload_dtype="float16",
-    top_k=8,
-    weighting="none",
-    key_layer=2,
-    key_pool="last",
-    abstain=False,
-)
+FULL = InduceKVConfig(budget="64MiB", payload="none", payload_dtype="float16", abstain=False)
+"""The default way of reading, but nothing compressed and nothing left unanswered."""
+TAU = 0.04
+"""Retrieval temperature of the gates, which learn nothing; learning fits it."""
 
 
 def memory_of(backbone: Backbone, examples: Sequence[Example], config: InduceKVConfig) -> KVMemory:
     """A memory that holds just these examples, nothing selected."""
     memory = empty_memory(backbone, config)
+    memory.calibration = Calibration.identity(backbone.layers, TAU)
     compression = compression_named(config)
     encoded = backbone.encode(examples, key_layer=config.key_layer, key_pool=config.key_pool)
     for i, (example, e) in enumerate(zip(examples, encoded, strict=True)):

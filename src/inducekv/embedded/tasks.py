@@ -46,7 +46,7 @@ VALUES: dict[str, tuple[str, ...]] = {
 
 FIRST_TASK_SEED = 1_000
 
-DIGIT = 22
+DIGIT = 20
 """Pixels that a handwritten digit is enlarged to; the data set cuts its margins off, this gives them back."""
 
 
