@@ -43,7 +43,8 @@ class InduceKVConfig:
         selector: who decides which candidates stay.
         candidates: new candidates encoded for a task, at most.
         anchors: examples kept from earlier tasks in the training state, at most.
-        beta, gamma, epsilon: weight of the anchors' loss, weight of the coverage term, its ridge (J(w) and Omega(w)).
+        beta, gamma, epsilon: weight of each earlier task's anchors, of the coverage term, its ridge (J(w), Omega(w)).
+        calibration_prior: how strongly the calibration phi is pulled to where it starts; 0: not at all (the paper's).
         projection_dim: dimensions D' that keys are projected to for coverage.
         inner_steps, inner_lr: gradient steps on the calibration phi for each outer step.
         outer_steps, outer_lr: projected gradient steps on the selection weights w.
@@ -76,11 +77,12 @@ class InduceKVConfig:
     epsilon: float = 1e-3
     projection_dim: int = 32
     inner_steps: int = 2
-    inner_lr: float = 0.1
+    inner_lr: float = 0.03
     outer_steps: int = 20
     outer_lr: float = 0.1
     hypergradient: Hypergradient = "first_order"
-    temperature: float = 0.1
+    temperature: float = 0.07
+    calibration_prior: float = 0.3
     batch_size: int = 32
     seed: int = 0
 
@@ -120,6 +122,7 @@ class InduceKVConfig:
         for name, positive in (
             ("beta", False),
             ("gamma", False),
+            ("calibration_prior", False),
             ("epsilon", True),
             ("inner_lr", True),
             ("outer_lr", True),
@@ -159,6 +162,7 @@ class InduceKVConfig:
                 "abstain": False,
                 "selector": "bilevel",
                 "hypergradient": "first_order",
+                "calibration_prior": 0.0,
                 **changes,
             }
         )

@@ -25,7 +25,7 @@ from inducekv.progress import SILENT, Progress
 from inducekv.retrieval import Calibration
 from inducekv.selection import SELECTORS, Coverage, Objective, Selection, SelectionProblem, fit_to_chosen, indicator
 from inducekv.selection.likelihood import LikelihoodScorer, to_calibration, to_phi
-from inducekv.selection.objective import Split
+from inducekv.selection.objective import Prior, Split
 from inducekv.selection.questions import Question, questions_of
 from inducekv.splits import assign_roles, two_levels
 from inducekv.training_state import TrainingState
@@ -102,7 +102,8 @@ def learn(
         scorer = LikelihoodScorer(
             backbone, pool_memory, pool_keys, [entry.id for entry in pool], splits, config, progress
         )
-    problem = _problem(scorer, pool, pool_keys, costs, total, _start(memory, config), config)
+    earlier = len(set(memory.tasks) - {task})
+    problem = _problem(scorer, pool, pool_keys, costs, total, _start(memory, config), config, earlier)
     generator = torch.Generator().manual_seed(config.seed)
     with watch("select"):
         selection = SELECTORS[config.selector](problem, config, generator, progress)
@@ -258,12 +259,16 @@ def _problem(
     total: int,
     start: Calibration,
     config: InduceKVConfig,
+    earlier: int,
 ) -> SelectionProblem:
+    """J of a task after `earlier` others. CHOICE: anchors weigh beta a task, so that all tasks count alike."""
     spent = min(total, int(costs.sum()))
     coverage = Coverage.of_keys(
         keys, costs, spent, dimensions=config.projection_dim, epsilon=config.epsilon, seed=config.seed
     )
-    objective = Objective(scorer, coverage, config.beta, config.gamma)
+    initial = to_phi(Calibration.initial(len(start.phi_lambda), config.temperature))
+    prior = Prior(initial, config.calibration_prior) if config.calibration_prior else None
+    objective = Objective(scorer, coverage, config.beta * max(1, earlier), config.gamma, prior)
     tasks, ids = [entry.task for entry in pool], [entry.id for entry in pool]
     return SelectionProblem(objective, keys, costs, total, to_phi(start), tasks, ids)
 

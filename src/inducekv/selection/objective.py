@@ -74,6 +74,21 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Prior:
+    """weight * |phi - centre|^2, added to the inner loss.
+
+    CHOICE: calibration questions come from the training examples, which have near neighbours among the entries. That
+    favours a very low temperature, at which questions that must combine several entries read only one.
+    """
+
+    centre: Float[Tensor, " parameters"]
+    weight: float
+
+    def __call__(self, phi: Float[Tensor, " parameters"]) -> Float[Tensor, ""]:
+        return self.weight * (phi - self.centre).square().sum()
+
+
+@dataclass(frozen=True)
 class Objective:
     """J(w) = L_cur + beta L_anc + gamma Omega(w), and the inner loss G(phi) (InduceKV; specs/inducekv.md, section 3).
 
@@ -84,12 +99,14 @@ class Objective:
         scorer: gives negative log-likelihoods.
         coverage: Omega.
         beta, gamma: weights of the terms.
+        prior: pulls phi towards where it started (CHOICE); None lets it go where the calibration questions draw it.
     """
 
     scorer: Scorer
     coverage: Coverage
     beta: float
     gamma: float
+    prior: "Prior | None" = None
 
     def outer(
         self, weights: Float[Tensor, " entries"], phi: Float[Tensor, " parameters"], batch: Batch | None = None
@@ -107,7 +124,8 @@ class Objective:
         """G: the calibration loss that phi is fitted to."""
         batch = batch or Batch()
         current = self._mean("calibration", weights, phi, batch.current)
-        return current + self.beta * self._mean("calibration_anchors", weights, phi, batch.anchors)
+        loss = current + self.beta * self._mean("calibration_anchors", weights, phi, batch.anchors)
+        return loss if self.prior is None else loss / (1 + self.beta) + self.prior(phi)
 
     def outer_batch(self, generator: torch.Generator) -> Batch:
         """A random batch of each outer split."""
