@@ -38,7 +38,7 @@ GATES = {
 }
 FULL = InduceKVConfig(budget="64MiB", payload="none", payload_dtype="float16", abstain=False)
 """The default way of reading, but nothing compressed and nothing left unanswered."""
-TAU = 0.04
+TAU = FULL.temperature
 """Retrieval temperature of the gates, which learn nothing; learning fits it."""
 
 
