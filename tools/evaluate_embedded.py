@@ -38,14 +38,14 @@ GATES = {
 }
 FULL = InduceKVConfig(budget="64MiB", payload="none", payload_dtype="float16", abstain=False)
 """The default way of reading, but nothing compressed and nothing left unanswered."""
-TAU = FULL.temperature
-"""Retrieval temperature of the gates, which learn nothing; learning fits it."""
+ALIKE = FULL.replace(weighting="none")
+"""All retrieved entries count alike, as they do in a prompt; for the gates that compare with one, or combine entries."""
 
 
 def memory_of(backbone: Backbone, examples: Sequence[Example], config: InduceKVConfig) -> KVMemory:
     """A memory that holds just these examples, nothing selected."""
     memory = empty_memory(backbone, config)
-    memory.calibration = Calibration.identity(backbone.layers, TAU)
+    memory.calibration = Calibration.identity(backbone.layers, config.temperature)  # nothing is learned here
     compression = compression_named(config)
     encoded = backbone.encode(examples, key_layer=config.key_layer, key_pool=config.key_pool)
     for i, (example, e) in enumerate(zip(examples, encoded, strict=True)):
@@ -109,7 +109,7 @@ def five_way(backbone: Backbone, seed: int, episodes: int) -> tuple[float, float
     prompt, memory = [], []
     for episode in range(episodes):
         train, test = alphabet(1000 * seed + episode, classes=5, train=1, test=1, task="five way")
-        memory.append(share_right(through_memory(backbone, train, test)[0], test))
+        memory.append(share_right(through_memory(backbone, train, test, ALIKE)[0], test))
         prompt.append(share_right(through_prompt(backbone, [train] * len(test), test), test))
     return float(np.mean(prompt)), float(np.mean(memory))
 
@@ -119,7 +119,7 @@ def reading(backbone: Backbone, seed: int, questions: int) -> dict[str, dict[str
     figures = {}
     for name in VALUES:
         train, test = attribute(seed, name, train=64, test=questions)
-        texts, read = through_memory(backbone, train, test)
+        texts, read = through_memory(backbone, train, test, ALIKE)
         figures[name] = {
             "memory": share_right(texts, test),
             "copy": share_right(nearest_labels(read), test),
@@ -143,7 +143,7 @@ def evaluate(backbone: Backbone, seed: int, folder: Path, scale: float = 1.0) ->
     composed = []
     for run in range(n(6)):
         train, test = pairs(10 * seed + run, train=1, test=n(64))
-        composed.append(share_right(through_memory(backbone, train, test)[0], test))
+        composed.append(share_right(through_memory(backbone, train, test, ALIKE)[0], test))
 
     def mean_gap(other: str) -> float:
         return float(np.mean([figures["memory"] - figures[other] for figures in attributes.values()]))
