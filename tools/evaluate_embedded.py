@@ -39,7 +39,7 @@ GATES = {
 FULL = InduceKVConfig(budget="64MiB", payload="none", payload_dtype="float16", abstain=False)
 """The default way of reading, but nothing compressed and nothing left unanswered."""
 ALIKE = FULL.replace(weighting="none")
-"""All retrieved entries count alike, as they do in a prompt; for the gates that compare with one, or combine entries."""
+"""All retrieved entries count alike, as in a prompt: for the gates that compare with one, or combine entries."""
 
 
 def memory_of(backbone: Backbone, examples: Sequence[Example], config: InduceKVConfig) -> KVMemory:
