@@ -19,7 +19,8 @@ from inducekv.compression import compression_named
 from inducekv.config import InduceKVConfig
 from inducekv.continual.graders import exact_match
 from inducekv.embedded import path
-from inducekv.embedded.tasks import VALUES, alphabet, attribute, base_skills, digits, pairs
+from inducekv.embedded.drawings import SCENE_ATTRIBUTES
+from inducekv.embedded.tasks import alphabet, attribute, base_skills, digits, pairs
 from inducekv.entry import Entry
 from inducekv.examples import Example
 from inducekv.memory import KVMemory
@@ -117,7 +118,7 @@ def five_way(backbone: Backbone, seed: int, episodes: int) -> tuple[float, float
 def reading(backbone: Backbone, seed: int, questions: int) -> dict[str, dict[str, float]]:
     """One attribute of five is asked under made-up names: accuracy through memory, by label copy, and as a prompt."""
     figures = {}
-    for name in VALUES:
+    for name in SCENE_ATTRIBUTES:
         train, test = attribute(seed, name, train=64, test=questions)
         texts, read = through_memory(backbone, train, test, ALIKE)
         figures[name] = {

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from embedded_training.pools import SCENE_ATTRIBUTES, Pools
-from inducekv.embedded.drawings import HOURS
+from embedded_training.pools import Pools
+from inducekv.embedded.drawings import HOURS, SCENE_ATTRIBUTES
 from inducekv.embedded.questions import BASE, COUNTED, NAMED_ATTRIBUTE, PAIR, UNIT, naming_question
 from inducekv.embedded.words import made_up_names, odd_name
 

@@ -10,27 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from inducekv.embedded.drawings import (
-    COLOURS,
-    COUNTS,
     HOURS,
     LEVELS,
-    PLACES,
-    SHAPES,
+    SCENE_ATTRIBUTES,
     SIZE,
-    SIZES,
     draw,
     random_gauge,
     random_glyph,
     random_scene,
 )
-
-SCENE_ATTRIBUTES = {
-    "colour": tuple(COLOURS),
-    "shape": SHAPES,
-    "size": tuple(SIZES),
-    "count": COUNTS,
-    "place": tuple(PLACES),
-}
 
 
 @dataclass

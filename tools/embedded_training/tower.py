@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from embedded_training.pools import SCENE_ATTRIBUTES, Pools
+from embedded_training.pools import Pools
+from inducekv.embedded.drawings import SCENE_ATTRIBUTES
 
 BATCH = {"glyphs": 88, "scenes": 64, "gauges": 16}
 

@@ -37,6 +37,14 @@ NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight")
 COUNTS = NUMBERS[:4]
 LEVELS = NUMBERS[:6]
 HOURS = NUMBERS[:8]
+SCENE_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "colour": tuple(COLOURS),
+    "shape": SHAPES,
+    "size": tuple(SIZES),
+    "count": COUNTS,
+    "place": tuple(PLACES),
+}
+"""The attributes of a scene and their values."""
 
 _ROWS, _COLUMNS = np.mgrid[0 : SIZE * 1.0, 0 : SIZE * 1.0] + 0.5
 _CURVE = np.linspace(0, 1, 12)[:, None]

@@ -16,10 +16,9 @@ from inducekv.embedded.drawings import (
     COUNTS,
     HOURS,
     LEVELS,
-    PLACES,
+    SCENE_ATTRIBUTES,
     SHAPES,
     SIZE,
-    SIZES,
     Gauge,
     Glyph,
     Scene,
@@ -34,15 +33,6 @@ from inducekv.examples import Example
 
 Task = tuple[list[Example], list[Example]]
 """Training and test examples."""
-
-VALUES: dict[str, tuple[str, ...]] = {
-    "colour": tuple(COLOURS),
-    "shape": SHAPES,
-    "size": tuple(SIZES),
-    "count": COUNTS,
-    "place": tuple(PLACES),
-}
-"""The attributes of a scene and their values."""
 
 FIRST_TASK_SEED = 1_000
 
@@ -164,10 +154,10 @@ def counts(seed: int, *, shapes: int = 5, train: int = 10, test: int = 80) -> Ta
 
 def attribute(seed: int, name: str, *, train: int = 64, test: int = 80) -> Task:
     """Scenes that differ in colour, shape, size, count and place; one of these is asked under made-up names."""
-    if name not in VALUES:
-        raise ValueError(f"unknown attribute {name!r}; choose one of {', '.join(VALUES)}")
+    if name not in SCENE_ATTRIBUTES:
+        raise ValueError(f"unknown attribute {name!r}; choose one of {', '.join(SCENE_ATTRIBUTES)}")
     generator = _generator(seed, f"attribute {name}")
-    names = dict(zip(VALUES[name], made_up_names(len(VALUES[name]), generator), strict=True))
+    names = dict(zip(SCENE_ATTRIBUTES[name], made_up_names(len(SCENE_ATTRIBUTES[name]), generator), strict=True))
 
     def example() -> Example:
         scene = random_scene(generator)
