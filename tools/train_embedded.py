@@ -3,7 +3,8 @@
     python tools/train_embedded.py                 # everything, resumes where it stopped
     python tools/train_embedded.py --export-only   # write the model from the last checkpoint
 
-Seeded; progress is printed and kept in ``build/embedded/curves.jsonl``. The model card says how long the shipped model took.
+Seeded; progress is printed and kept in ``build/embedded/curves.jsonl``. The model card says how long the shipped
+model took.
 """
 
 from __future__ import annotations
