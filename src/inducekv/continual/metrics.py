@@ -6,8 +6,6 @@ formulas are those of the literature on multimodal continual instruction tuning,
 names: Last is MFN, AP and ACC; Avg is MAA.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

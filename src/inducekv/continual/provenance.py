@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,8 @@ def commit(package: Path = Path(__file__).parents[1]) -> dict[str, Any]:
 
 def forget_peak() -> None:
     """Starts the peak of `peak_memory` anew, where the system can."""
-    try:
+    with suppress(OSError):
         _CLEAR.write_text("5")
-    except OSError:
-        pass
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
 

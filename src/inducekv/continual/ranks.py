@@ -58,9 +58,7 @@ class Ranks:
         padded[: len(mine)] = mine
         parts = [torch.zeros_like(padded) for _ in range(self.count)]
         torch.distributed.all_gather(parts, padded)
-        return [
-            json.loads(bytes(part[: int(each)].cpu().numpy())) for part, each in zip(parts, lengths, strict=True)
-        ]
+        return [json.loads(bytes(part[: int(each)].cpu().numpy())) for part, each in zip(parts, lengths, strict=True)]
 
     def from_first(self, value: Any) -> Any:
         """The value that rank 0 gave."""

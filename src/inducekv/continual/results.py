@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import math
 import re
-import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,22 +14,14 @@ import numpy as np
 from inducekv.atomic import write_atomically
 from inducekv.continual import metrics
 from inducekv.continual.metrics import AccuracyMatrix
+from inducekv.continual.result_checks import FORMAT, VERSION, ResultError, checked_fields, pack
 
-FORMAT = "inducekv-bench-result"
-VERSION = 1
 MAX_FILE_BYTES = 64 * 2**20
-MAX_UNPACKED_BYTES = 256 * 2**20
 MAX_FILES = 100_000
-MAX_TASKS = 1_000
-MAX_TEXT = 100_000
 WORK = ".work"
 """Folder of unfinished runs inside a folder of results."""
 
 Texts = list[list[str]]
-
-
-class ResultError(ValueError):
-    """A result's file cannot be believed; says which and why."""
 
 
 @dataclass
@@ -119,7 +107,7 @@ class Result:
             "version": VERSION,
             "complete": True,
             **plain,
-            **{name: None if rows[name] is None else _rows(rows[name]) for name in rows},
+            **{name: None if matrix is None else _rows(matrix) for name, matrix in rows.items()},
             "figures": {name: None if v is None else round(v, 4) for name, v in self.figures().items()},
             "predictions": pack(packed),
         }
@@ -132,7 +120,7 @@ class Result:
             ResultError: it is no finished result, or a value lies outside what it may be.
         """
         try:
-            return _checked(cls, content)
+            return cls(**checked_fields(content))
         except (KeyError, TypeError, AttributeError) as error:
             raise ResultError(f"a field is missing or of the wrong kind ({error})") from error
         except RecursionError as error:
@@ -206,133 +194,12 @@ def read_results(folder: Path) -> list[Result]:
     return list(results.values())
 
 
-def pack(value: Any) -> dict[str, str]:
-    """A JSON value compressed into a JSON string (zlib, then base64)."""
-    data = zlib.compress(json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(), 9)
-    return {"encoding": "zlib+base64", "data": base64.b64encode(data).decode()}
-
-
-def unpack(packed: Mapping[str, str]) -> Any:
-    """The inverse of `pack`.
-
-    Raises:
-        ResultError: damaged, or over `MAX_UNPACKED_BYTES` when unpacked.
-    """
-    if packed["encoding"] != "zlib+base64":
-        raise ResultError(f"predictions are packed as {packed['encoding']!r}; only 'zlib+base64' can be read")
-    try:
-        opener = zlib.decompressobj()
-        data = opener.decompress(base64.b64decode(packed["data"], validate=True), MAX_UNPACKED_BYTES)
-    except (binascii.Error, zlib.error) as error:
-        raise ResultError(f"predictions are damaged ({error})") from error
-    if not opener.eof:
-        raise ResultError(f"predictions are cut off or take over {MAX_UNPACKED_BYTES:,} bytes")
-    return json.loads(data)
-
-
 def _rows(matrix: AccuracyMatrix) -> list[list[float | None]]:
     return [[None if np.isnan(cell) else round(float(cell), 4) for cell in row] for row in matrix]
 
 
 def _no_constant(name: str) -> Any:
     raise ResultError(f"holds {name}, which is no JSON number")
-
-
-def _checked(cls: type[Result], content: Any) -> Result:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ResultError(f"not a result of the bench (format {FORMAT!r})")
-    if content["version"] != VERSION:
-        raise ResultError(f"format version {content['version']!r}; this release reads {VERSION}")
-    if content["complete"] is not True:
-        raise ResultError("the run is not complete")
-    tasks = _texts(content["tasks"], "tasks", None)
-    if not 1 <= len(tasks) <= MAX_TASKS or len(set(tasks)) != len(tasks):
-        raise ResultError(f"expected 1 to {MAX_TASKS} tasks of different names, got {len(tasks)}")
-    count = len(tasks)
-    sizes = [int(size) for size in _numbers(content["sizes"], "sizes", count, 1, 10**8, whole=True)]
-    packed = unpack(content["predictions"])
-    answers = {name: _blocks(packed[name], name, sizes, _texts) for name in ("final", "diagonal")}
-    scores = _blocks(packed["scores"], "scores", sizes, lambda v, n, c: _numbers(v, n, c, 0, 1))
-    clusters = _blocks(packed["clusters"], "clusters", sizes, lambda v, n, c: _numbers(v, n, c, 0, 10**9, whole=True))
-    for name in ("config", "settings", "versions"):
-        if not isinstance(content[name], dict):
-            raise ResultError(f"{name} must be an object")
-    if type(content["reference"]) is not bool:
-        raise ResultError("reference must be true or false")
-    texts = {
-        name: _texts([content[name]], name, 1)[0] for name in ("stream", "method", "title", "questions")
-    }
-    budget, seed = (int(_numbers([content[n]], n, 1, 0, 2**62, whole=True)[0]) for n in ("budget", "seed"))
-    faithful = content["faithful"]
-    return cls(
-        **texts,
-        reference=content["reference"],
-        budget=budget,
-        seed=seed,
-        tasks=tasks,
-        sizes=sizes,
-        graders=_texts(content["graders"], "graders", count),
-        matrix=_matrix(content["matrix"], "matrix", count),
-        faithful=None if faithful is None else _matrix(faithful, "faithful", count),
-        deployed_bytes=_numbers(content["deployed_bytes"], "deployed_bytes", count, 0, 2**62, whole=True),
-        training_bytes=_numbers(content["training_bytes"], "training_bytes", count, 0, 2**62, whole=True),
-        ledger=_sizes(content["ledger"], "ledger"),
-        learn_seconds=_numbers(content["learn_seconds"], "learn_seconds", count, 0, 1e9),
-        answer_seconds=_numbers(content["answer_seconds"], "answer_seconds", count, 0, 1e9),
-        peak_memory=_sizes(content["peak_memory"], "peak_memory"),
-        **answers,
-        scores=scores,
-        clusters=clusters,
-        **{name: content[name] for name in ("config", "settings", "versions")},
-    )
-
-
-def _texts(values: Any, name: str, count: int | None) -> list[str]:
-    if not isinstance(values, list) or (count is not None and len(values) != count):
-        raise ResultError(f"{name} must be a list of {count if count is not None else 'texts'}")
-    if not all(isinstance(value, str) and len(value) <= MAX_TEXT for value in values):
-        raise ResultError(f"{name} must be texts of at most {MAX_TEXT:,} characters")
-    return values
-
-
-def _numbers(
-    values: Any, name: str, count: int, low: float, high: float, *, whole: bool = False
-) -> list[Any]:
-    if not isinstance(values, list) or len(values) != count:
-        raise ResultError(f"{name} must be a list of {count}")
-    for value in values:
-        right = type(value) is int or (type(value) is float and not whole and math.isfinite(value))
-        if not right or not low <= value <= high:
-            kind = "whole numbers" if whole else "numbers"
-            raise ResultError(f"{name} must be {kind} from {low:,} to {high:,}, got {value!r}")
-    return values
-
-
-def _sizes(values: Any, name: str) -> dict[str, int]:
-    if not isinstance(values, dict) or len(values) > 100:
-        raise ResultError(f"{name} must be an object of byte counts")
-    _numbers(list(values.values()), name, len(values), 0, 2**62, whole=True)
-    return values
-
-
-def _blocks(values: Any, name: str, sizes: Sequence[int], read: Any) -> list[Any]:
-    if not isinstance(values, list) or len(values) != len(sizes):
-        raise ResultError(f"{name} must have a list for each of {len(sizes)} tasks")
-    return [read(block, name, size) for block, size in zip(values, sizes, strict=True)]
-
-
-def _matrix(rows: Any, name: str, count: int) -> AccuracyMatrix:
-    if not isinstance(rows, list) or len(rows) != count:
-        raise ResultError(f"{name} must have {count} rows")
-    matrix = metrics.empty_matrix(count)
-    for t, row in enumerate(rows):
-        if not isinstance(row, list) or len(row) != count:
-            raise ResultError(f"{name} must have {count} cells in every row")
-        measured = [i for i, cell in enumerate(row) if cell is not None]
-        if not set(range(t + 1)) <= set(measured):
-            raise ResultError(f"{name} has unmeasured cells on or below its diagonal")
-        matrix[t, measured] = _numbers([row[i] for i in measured], name, len(measured), 0, 100)
-    return matrix
 
 
 def group(results: Iterable[Result], *keys: str) -> dict[tuple[Any, ...], list[Result]]:

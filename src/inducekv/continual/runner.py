@@ -148,8 +148,9 @@ def _ask_tasks_so_far(
 ) -> None:
     """Fills row `number` of the matrices."""
     if not method.learns and number:  # unchanged answers are not asked for again
-        for matrix in filter(_is_matrix, (result.matrix, result.faithful)):
-            matrix[number, :number] = matrix[number - 1, :number]
+        for matrix in (result.matrix, result.faithful):
+            if matrix is not None:
+                matrix[number, :number] = matrix[number - 1, :number]
     for task in range(0 if method.learns else number, number + 1):
         answers, scores, seconds = _ask(stream, number, task, method, result, progress, ranks)
         _put(result.final_answers, task, answers)
@@ -184,10 +185,6 @@ def _faithful(experience: Experience, answers: list[str], fixed: float) -> float
 
 def _put(values: list[Any], place: int, value: Any) -> None:
     values[place : place + 1] = [value]
-
-
-def _is_matrix(value: Any) -> bool:
-    return value is not None
 
 
 def _rows(matrix: AccuracyMatrix) -> list[list[float | None]]:

@@ -4,8 +4,6 @@ Scores come in blocks, one for each task (and seed): `scores[b]` are the scores 
 `clusters[b]` names the picture of each. The figure of interest is the mean of the blocks' means, which is Last.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
