@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from inducekv.continual.ledger import HALF, Dimensions, LoraSize, Shape
 from inducekv.continual.methods.adapter import AdapterMethod
