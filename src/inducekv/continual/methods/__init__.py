@@ -22,6 +22,7 @@ from inducekv.continual.methods.olora import OLora
 from inducekv.continual.methods.osft import Osft
 from inducekv.continual.methods.prompt_tuning import PromptTuning
 from inducekv.continual.methods.replay_lora import ReplayLora
+from inducekv.continual.methods.retrieved_prompt import RetrievedPrompt
 from inducekv.continual.methods.sequential_lora import SequentialLora
 from inducekv.continual.methods.trained import TrainedMethod
 from inducekv.continual.methods.zero_shot import ZeroShot
@@ -61,6 +62,10 @@ def _nearest_neighbour(backbone: Backbone, *, partner: Method | None, **_: Any) 
     return NearestNeighbour(_partner(partner, NearestNeighbour).model)
 
 
+def _retrieved_prompt(backbone: Backbone, *, partner: Method | None, max_new_tokens: int, **_: Any) -> Method:
+    return RetrievedPrompt(_partner(partner, RetrievedPrompt).model, max_new_tokens)
+
+
 def _partner(partner: Method | None, kind: type[Method]) -> InduceKV:
     if not isinstance(partner, InduceKV):
         raise ValueError(
@@ -83,6 +88,7 @@ METHODS: dict[str, MethodKind] = {
     for kind in (
         _row(ZeroShot, "the frozen model as it is", _zero_shot),
         _row(NearestNeighbour, "the answer of InduceKV's nearest entry, copied", _nearest_neighbour),
+        _row(RetrievedPrompt, "the examples that InduceKV retrieves, as chat turns", _retrieved_prompt),
         _trained(IndividualLora, "a LoRA for each task, chosen by its label"),
         _trained(JointLora, "one LoRA trained on all tasks at once"),
         _trained(SequentialLora, "one LoRA trained on one task after another"),
