@@ -23,10 +23,19 @@ QUICK = Recipe(epochs=3, learning_rate=1e-2, batch_size=4)
 ROWS: dict[str, dict] = {
     "zero_shot": {},
     "nearest_neighbour": {},
+    "retrieved_prompt": {},
     "individual_lora": {"recipe": QUICK},
     "joint_lora": {"recipe": QUICK},
     "sequential_lora": {"recipe": QUICK},
     "replay_lora": {"recipe": QUICK},
+    "ewc_lora": {"recipe": QUICK},
+    "lwf_lora": {"recipe": QUICK},
+    "olora": {"recipe": QUICK},
+    "moelora": {"recipe": QUICK},
+    "osft": {"recipe": QUICK},
+    "prompt_tuning": {"recipe": QUICK},
+    "l2p": {"recipe": QUICK},
+    "cartridge": {"recipe": QUICK},
     "inducekv": {},
     "inducekv/no_coupling": {},
     "inducekv/no_retention": {},
@@ -131,6 +140,9 @@ def stored(method, directory: Path) -> tuple[int, int]:
         return stored_memory_nbytes(directory), stored_example_nbytes(directory)
     if method.name == "nearest_neighbour":
         return stored_memory_nbytes(directory.parent / "partner", without=("payload", "key_sc", "value_sc", "cali")), 0
+    if method.name == "retrieved_prompt":
+        other = ("payload", "key_sc", "value_sc", "cali", "text", "numbers")
+        return stored_memory_nbytes(directory.parent / "partner", without=other) + stored_example_nbytes(directory), 0
     examples = stored_example_nbytes(directory) if (directory / "training_state.safetensors").exists() else 0
     return stored_nbytes(directory, DEPLOYED), examples + stored_nbytes(directory, TRAINING)
 
@@ -172,7 +184,7 @@ def test_a_method_learns_saves_loads_and_leaves_the_backbone_alone(name, small, 
         other_partner, other = make(name, small)
         for each, place in ((other_partner, "partner"), (other, "method")):
             if each is not None:
-                each.load(tmp_path / folder / place)
+                each.load(tmp_path / folder / place)  # the partner first
         for experience in left:
             learn((other_partner, other), experience)
         assert answers(other) == said
@@ -199,6 +211,23 @@ def test_zero_shot_answers_as_the_plain_backbone(small):
     method = make("zero_shot", small)[1]
     examples = [named(seed, "x") for seed in range(3)]
     assert method.answer(examples) == small.generate(examples, max_new_tokens=4)
+
+
+def test_retrieved_examples_come_before_the_question_as_turns(small):
+    partner, method = make("retrieved_prompt", small)
+    learn((partner, method), TASKS[0])
+    asked = named(7, "zorb")
+    sources = partner.model.answer_all([asked])[0].sources
+    assert sources
+    best_last = [next(a for a in method.sources.anchors if a.id == s.id).example() for s in reversed(sources)]
+    prepared = small.prepare([asked], False, shown=[best_last])
+    assert method.answer([asked]) == small.generate(prepared, max_new_tokens=4)
+    ids = prepared.batches[0].inputs["input_ids"][0].tolist()
+    assert ids.count(tiny.ASSISTANT) == 1 + len(sources)
+    assert ids.count(tiny.IMAGE) == (1 + len(sources)) * small.prepare([asked], False).batches[0].inputs["input_ids"][
+        0
+    ].tolist().count(tiny.IMAGE)
+    assert {anchor.answer for anchor in method.sources.anchors} == {"zorb", "ka"}
 
 
 # -- what the training loop and the adapters promise, on LoRA

@@ -7,15 +7,24 @@ from typing import Any
 
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig
-from inducekv.continual.methods.adapter import AdapterMethod
 from inducekv.continual.methods.base import Method as Method
 from inducekv.continual.methods.base import MethodKind as MethodKind
+from inducekv.continual.methods.cartridge import Cartridge
+from inducekv.continual.methods.ewc_lora import EwcLora
 from inducekv.continual.methods.individual_lora import IndividualLora
 from inducekv.continual.methods.inducekv import ABLATIONS, InduceKV
 from inducekv.continual.methods.joint_lora import JointLora
+from inducekv.continual.methods.l2p import L2P
+from inducekv.continual.methods.lwf_lora import LwfLora
+from inducekv.continual.methods.moelora import MoELora
 from inducekv.continual.methods.nearest_neighbour import NearestNeighbour
+from inducekv.continual.methods.olora import OLora
+from inducekv.continual.methods.osft import Osft
+from inducekv.continual.methods.prompt_tuning import PromptTuning
 from inducekv.continual.methods.replay_lora import ReplayLora
+from inducekv.continual.methods.retrieved_prompt import RetrievedPrompt
 from inducekv.continual.methods.sequential_lora import SequentialLora
+from inducekv.continual.methods.trained import TrainedMethod
 from inducekv.continual.methods.zero_shot import ZeroShot
 from inducekv.model import InducedModel
 
@@ -24,7 +33,7 @@ def _zero_shot(backbone: Backbone, *, max_new_tokens: int, **_: Any) -> Method:
     return ZeroShot(backbone, max_new_tokens)
 
 
-def _adapter(kind: type[AdapterMethod]) -> Callable[..., Method]:
+def _trains(kind: type[TrainedMethod]) -> Callable[..., Method]:
     def make(backbone: Backbone, *, budget: int, config: Any, partner: Any, **options: Any) -> Method:
         return kind(backbone, budget, **options)
 
@@ -53,6 +62,10 @@ def _nearest_neighbour(backbone: Backbone, *, partner: Method | None, **_: Any) 
     return NearestNeighbour(_partner(partner, NearestNeighbour).model)
 
 
+def _retrieved_prompt(backbone: Backbone, *, partner: Method | None, max_new_tokens: int, **_: Any) -> Method:
+    return RetrievedPrompt(_partner(partner, RetrievedPrompt).model, max_new_tokens)
+
+
 def _partner(partner: Method | None, kind: type[Method]) -> InduceKV:
     if not isinstance(partner, InduceKV):
         raise ValueError(
@@ -66,8 +79,8 @@ def _row(method: type[Method], summary: str, make: Callable[..., Method], needs:
     return MethodKind(method.name, method.title, summary, method, needs, make)
 
 
-def _trained(method: type[AdapterMethod], summary: str) -> MethodKind:
-    return _row(method, summary, _adapter(method), needs="peft")
+def _trained(method: type[TrainedMethod], summary: str) -> MethodKind:
+    return _row(method, summary, _trains(method), needs="peft")
 
 
 METHODS: dict[str, MethodKind] = {
@@ -75,10 +88,19 @@ METHODS: dict[str, MethodKind] = {
     for kind in (
         _row(ZeroShot, "the frozen model as it is", _zero_shot),
         _row(NearestNeighbour, "the answer of InduceKV's nearest entry, copied", _nearest_neighbour),
+        _row(RetrievedPrompt, "the examples that InduceKV retrieves, as chat turns", _retrieved_prompt),
         _trained(IndividualLora, "a LoRA for each task, chosen by its label"),
         _trained(JointLora, "one LoRA trained on all tasks at once"),
         _trained(SequentialLora, "one LoRA trained on one task after another"),
         _trained(ReplayLora, "sequential LoRA with a small buffer of earlier examples"),
+        _trained(EwcLora, "sequential LoRA with weights held by their Fisher information"),
+        _trained(LwfLora, "sequential LoRA distilled from its former self on the new questions"),
+        _trained(OLora, "ranks of its own for each task, orthogonal to earlier ones"),
+        _trained(MoELora, "LoRA experts mixed by a router in every linear"),
+        _trained(Osft, "the smallest singular directions of the weights, trained in turn"),
+        _trained(PromptTuning, "soft prompts before every question"),
+        _trained(L2P, "a pool of soft prompts, picked by the question's key"),
+        _trained(Cartridge, "keys and values of virtual tokens, trained directly"),
         _row(InduceKV, "a memory of entries chosen by bilevel selection", _inducekv()),
         *(
             MethodKind(f"inducekv/{name}", f"InduceKV, {name.replace('_', ' ')}", what, InduceKV, None, _inducekv(name))

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from inducekv.continual.ledger import Ledger, adapter_nbytes
-from inducekv.continual.methods.adapter import Adapter
+from inducekv.continual.ledger import Ledger
 from inducekv.continual.methods.sequential_lora import SequentialLora
 from inducekv.continual.methods.storage import State, check_like, read_state, tensors_nbytes, write_state
+from inducekv.continual.methods.trained import Weights
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
 from inducekv.progress import SILENT, Progress
@@ -28,20 +28,20 @@ class IndividualLora(SequentialLora):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.adapters: dict[str, Adapter] = {}
+        self.adapters: dict[str, Weights] = {}
 
-    def _start(self) -> Adapter | None:
+    def _start(self) -> Weights | None:
         return None
 
     def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
         super().learn(experience, progress)
-        self.adapters[experience.task] = self.adapter or {}
+        self.adapters[experience.task] = self.weights or {}
 
     def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
         if task not in self.adapters:
             known = ", ".join(map(repr, self.adapters)) or "none"
             raise ValueError(f"{self.name} answers for a task that it has learned, got {task!r}; learned: {known}")
-        self.adapter = self.adapters[task]
+        self.weights = self.adapters[task]
         return super().answer(examples, progress)
 
     @property
@@ -49,7 +49,7 @@ class IndividualLora(SequentialLora):
         return sum(map(tensors_nbytes, self.adapters.values()))
 
     def ledger(self) -> Ledger:
-        return Ledger(len(self.adapters) * adapter_nbytes(self.size, self._dimensions.linears))
+        return Ledger(len(self.adapters) * self._adapter_nbytes())
 
     def save(self, directory: Path) -> None:
         tensors = {f"{i}/{n}": t for i, adapter in enumerate(self.adapters.values()) for n, t in adapter.items()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from inducekv.continual.methods.adapter import Adapter
 from inducekv.continual.methods.replay_lora import ReplayLora
+from inducekv.continual.methods.trained import Weights
 from inducekv.continual.methods.training import Recipe
 from inducekv.training_state import MAX_ANCHORS
 
@@ -25,7 +25,7 @@ class JointLora(ReplayLora):
     reference: ClassVar[bool] = True
     capacity = MAX_ANCHORS
 
-    def _start(self) -> Adapter | None:
+    def _start(self) -> Weights | None:
         return None
 
     def _recipe_for(self, examples: int) -> Recipe:

@@ -35,7 +35,7 @@ class ReplayLora(SequentialLora):
     def _examples(self, experience: Experience) -> list[Example]:
         return [*experience.train, *(anchor.example() for anchor in self.buffer.anchors)]
 
-    def _after_task(self, adapted: nn.Module, batches: Sequence[TrainingBatch], experience: Experience) -> None:
+    def _after_task(self, module: nn.Module, batches: Sequence[TrainingBatch], experience: Experience) -> None:
         task = f"task {self.learned + 1}"
         self.buffer = self.buffer.updated(experience.train, task, self.capacity, self._seed)
 

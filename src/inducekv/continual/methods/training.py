@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from inducekv.backbone import Backbone, RowsInjection
 from inducekv.examples import Example
 from inducekv.progress import Progress
 from inducekv.rendering import Prepared
+from inducekv.scoring import capped
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,17 @@ def answer_loss(backbone: Backbone, batch: TrainingBatch, injection: RowsInjecti
     """Mean negative log-likelihood of a batch's answer tokens, in nats."""
     scores = backbone.score(batch.prepared, injection)
     return scores.token_nll.sum() / scores.token_mask.sum()
+
+
+def answer_logits(
+    backbone: Backbone, batch: TrainingBatch
+) -> tuple[Float[Tensor, "tokens vocabulary"], Int[Tensor, tokens]]:
+    """Logits that predict a batch's answer tokens, all rows' one after another, and those tokens."""
+    (only,) = batch.prepared.batches
+    hidden = backbone.text_model(**(only.text_inputs or {}), use_cache=False).last_hidden_state
+    where = only.answer_mask[:, 1:]
+    logits = capped(backbone.model.get_output_embeddings()(hidden[:, :-1][where]), backbone.softcap)
+    return logits.float(), only.inputs["input_ids"][:, 1:][where]
 
 
 def fit(
