@@ -73,9 +73,9 @@ class Cartridge(PrefixMethod):
                     break
         return torch.cat(keys, 2)[:, :, -self.size :], torch.cat(values, 2)[:, :, -self.size :]
 
-    def _injection(self, encoder: nn.Module, examples: Sequence[Example]) -> Injection:
+    def _injection(self, encoder: nn.Module, rows: int, asked: Float[Tensor, "rows hidden"] | None = None) -> Injection:
         dimensions = self._dimensions
         shape = (self.size, dimensions.layers, 2, dimensions.kv_heads, dimensions.head_dim)
         flat: Tensor = encoder.weight  # type: ignore[assignment]
         keys, values = flat.view(shape).permute(2, 1, 3, 0, 4)[:, None]
-        return injection_of(keys, values, len(examples))
+        return injection_of(keys, values, rows)

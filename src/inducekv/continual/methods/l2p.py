@@ -14,7 +14,6 @@ from inducekv.continual.ledger import HALF, Dimensions, count_that_fits
 from inducekv.continual.methods.prefix import PrefixMethod, prompts_as_memory
 from inducekv.continual.methods.trained import put
 from inducekv.continual.methods.training import Loss, Recipe, TrainingBatch, answer_loss
-from inducekv.examples import Example
 from inducekv.injection import Injection
 
 LENGTH = 5
@@ -49,6 +48,7 @@ class L2P(PrefixMethod):
     name = "l2p"
     title = "L2P"
     recipe = Recipe(learning_rate=3e-2)
+    keyed = True
     pull = 0.5
 
     @classmethod
@@ -85,8 +85,10 @@ class L2P(PrefixMethod):
 
         return loss
 
-    def _injection(self, encoder: nn.Module, examples: Sequence[Example]) -> Injection:
-        return self._pick(encoder, self._backbone.query_keys(examples))[0]
+    def _injection(self, encoder: nn.Module, rows: int, asked: Float[Tensor, "rows hidden"] | None = None) -> Injection:
+        if asked is None:
+            raise ValueError("a question picks its prompts by its key, and none was given")
+        return self._pick(encoder, asked)[0]
 
     def _pick(
         self, pool: Any, asked: Float[Tensor, "questions hidden"]

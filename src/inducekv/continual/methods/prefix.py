@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -35,14 +35,16 @@ class PrefixMethod(TrainedMethod):
     """
 
     size: int
+    keyed: ClassVar[bool] = False
+    """What a question reads depends on its key."""
 
     @abstractmethod
     def _encoder(self) -> nn.Module:
         """A fresh module that holds the numbers to be trained."""
 
     @abstractmethod
-    def _injection(self, encoder: nn.Module, examples: Sequence[Example]) -> Injection:
-        """What each of these questions reads."""
+    def _injection(self, encoder: nn.Module, rows: int, asked: Float[Tensor, "rows hidden"] | None = None) -> Injection:
+        """What each of so many questions reads; `asked`: their keys, for methods that are `keyed`."""
 
     @classmethod
     @abstractmethod
@@ -73,16 +75,19 @@ class PrefixMethod(TrainedMethod):
             yield encoder
 
     def _loss(self, module: nn.Module, batches: Sequence[TrainingBatch]) -> Loss:
-        return lambda batch: answer_loss(self._backbone, batch, self._injection(module, batch.examples))
+        return lambda batch: answer_loss(self._backbone, batch, self._injection(module, len(batch.examples)))
 
     @torch.no_grad()
     def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
+        backbone = self._backbone
+        prepared = backbone.prepare(examples, False)
+        asked = backbone.query_keys(prepared, progress=progress) if self.keyed else None
         with self.attached(self.weights) as encoder:
 
             def injection(rows: Tensor) -> Injection:
-                return self._injection(encoder, [examples[row] for row in rows.tolist()])
+                return self._injection(encoder, len(rows), None if asked is None else asked[rows.to(asked.device)])
 
-            return self._backbone.generate(examples, injection, max_new_tokens=self._max_new_tokens, progress=progress)
+            return backbone.generate(prepared, injection, max_new_tokens=self._max_new_tokens, progress=progress)
 
 
 def injection_of(

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from inducekv.continual.ledger import Dimensions
 from inducekv.continual.methods.prefix import PrefixMethod, prompts_as_memory
 from inducekv.continual.methods.training import Recipe
-from inducekv.examples import Example
 from inducekv.injection import Injection
 
 
@@ -34,6 +32,6 @@ class PromptTuning(PrefixMethod):
         )
         return self._peft.PromptEmbedding(config, self._backbone.model.get_input_embeddings())
 
-    def _injection(self, encoder: nn.Module, examples: Sequence[Example]) -> Injection:
+    def _injection(self, encoder: nn.Module, rows: int, asked: Float[Tensor, "rows hidden"] | None = None) -> Injection:
         prompts: nn.Embedding = encoder.embedding  # type: ignore[assignment]
-        return prompts_as_memory(self._backbone, prompts.weight[None], len(examples))
+        return prompts_as_memory(self._backbone, prompts.weight[None], rows)

@@ -31,7 +31,7 @@ class Recipe:
         max_examples: train on at most this many examples a task, drawn with the seed; None for all.
     """
 
-    epochs: int = 20
+    epochs: int = 10
     learning_rate: float = 2e-3
     batch_size: int = 16
     warm_up: float = 0.05
