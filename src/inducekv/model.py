@@ -24,6 +24,7 @@ from inducekv.memory import KVMemory
 from inducekv.memory_file import FingerprintError, check_fingerprint
 from inducekv.progress import SILENT, Progress
 from inducekv.retrieval import Retrieved, retrieve
+from inducekv.scoring import Scores
 from inducekv.training_state import TrainingState
 
 EMBEDDED = "embedded"
@@ -164,6 +165,21 @@ class InducedModel:
 
         texts = self.backbone.generate(prepared, injection, max_new_tokens, on_batch=note, progress=progress, **options)
         return [Answer(text, read.get(row, [])) for row, text in enumerate(texts)]
+
+    def score(self, examples: Sequence[Example], *, progress: Progress = SILENT) -> Scores:
+        """How well the model predicts the examples' answers when each question reads its own entries.
+
+        Raises:
+            ValueError: an example has no answer, or a picture cannot be read.
+        """
+        keys = self.query_keys([Example(e.question, None, e.images) for e in examples], progress=progress)
+
+        def injection(rows: Tensor) -> Injection | None:
+            retrieved = self._retrieve(keys[rows.cpu()])
+            return None if retrieved is None else self._inject(retrieved)
+
+        with torch.no_grad():
+            return self.backbone.score(examples, injection, batch_size=self.config.batch_size, progress=progress)
 
     def query_keys(
         self, examples: Sequence[Example], *, progress: Progress = SILENT

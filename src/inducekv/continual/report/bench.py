@@ -51,9 +51,10 @@ _NOTE = (
     "final one (AF). BWT: final minus right after learning, over T - 1; the CSV also has it over T. FWT: accuracy "
     "on a task just before it is learned, minus zero-shot. Deployed: bytes needed to answer beyond the model; "
     "training: bytes carried between tasks only to learn more. Seconds: wall-clock of learning the stream, and of "
-    "answering every test question once. Reference rows stand apart: they copy labels, see task labels, keep all "
-    "examples or put examples into the prompt. The last column is the paired bootstrap over pictures of the first "
-    "method's Last minus this one's."
+    "answering every test question once. Ablations and reference rows stand apart; references copy labels, see task "
+    "labels, keep all examples or put examples into the prompt. Behind by: the paired bootstrap over pictures of "
+    "InduceKV's Last (or else the first method's) minus this one's, with its 95 % interval. Peak memory and the "
+    "weighted figures are in the CSV."
 )
 
 
@@ -151,6 +152,7 @@ _HEADINGS = (
     "Last, %",
     "± seeds",
     "± questions",
+    "behind by",
     "Avg",
     "learned",
     "forgetting",
@@ -160,13 +162,14 @@ _HEADINGS = (
     "training",
     "learn s",
     "answer s",
-    "peak RAM",
-    "behind by",
 )
 
 
-def _rows(board: pd.DataFrame, compared: pd.DataFrame, stream: str, budget: int) -> list[tuple[str, bool, list[str]]]:
-    """Method, whether it is a reference, and its cells as text."""
+_KINDS = ("", "ablation", "reference")
+
+
+def _rows(board: pd.DataFrame, compared: pd.DataFrame, stream: str, budget: int) -> list[tuple[str, str, list[str]]]:
+    """Method, kind of row, and its cells as text."""
     here = board[(board["stream"] == stream) & (board["budget"] == budget)]
     against = compared[(compared["stream"] == stream) & (compared["budget"] == budget)].set_index("method")
     rows = []
@@ -177,14 +180,14 @@ def _rows(board: pd.DataFrame, compared: pd.DataFrame, stream: str, budget: int)
             behind = f"{other['difference']:.1f} [{other['low']:.1f}, {other['high']:.1f}]"
         cells = [
             str(row["title"]),
-            *(_number(row[name]) for name in ("last", "error_of_seeds", "error_of_questions", "avg", "mft")),
-            *(_number(row[name]) for name in ("forgetting", "bwt", "fwt")),
+            *(_number(row[name]) for name in ("last", "error_of_seeds", "error_of_questions")),
+            behind,
+            *(_number(row[name]) for name in ("avg", "mft", "forgetting", "bwt", "fwt")),
             *(format_bytes(int(row[name])) for name in ("deployed_bytes", "training_bytes")),
             *(_number(row[name]) for name in ("learn_seconds", "answer_seconds")),
-            format_bytes(int(row["peak_rss"])),
-            behind,
         ]
-        rows.append((str(row["method"]), bool(row["reference"]), cells))
+        kind = "ours" if row["method"] == tables.OURS else _KINDS[row["part"]]
+        rows.append((str(row["method"]), kind, cells))
     return rows
 
 
@@ -192,11 +195,10 @@ def _number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.1f}".replace("-0.0", "0.0")
 
 
-def _table(rows: Sequence[tuple[str, bool, list[str]]], drawn: Mapping[str, Look]) -> str:
+def _table(rows: Sequence[tuple[str, str, list[str]]], drawn: Mapping[str, Look]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in _HEADINGS)
     body = []
-    for name, reference, cells in rows:
-        kind = "ours" if name == tables.OURS else "reference" if reference else ""
+    for name, kind, cells in rows:
         spot = f'<i class="spot" style="background:{drawn[name].colour}"></i>'
         texts = [html.escape(cell) for cell in cells]
         body.append(f'<tr class="{kind}">' + "".join(f"<td>{t}</td>" for t in [spot + texts[0], *texts[1:]]) + "</tr>")
@@ -208,8 +210,8 @@ def _overview(board: pd.DataFrame) -> str:
     wide = _wide(board)
     head = "".join(f"<th>{html.escape(str(name))}</th>" for name in ("method", *wide.columns))
     body = []
-    for (reference, method, title), row in wide.iterrows():
-        kind = "ours" if method == tables.OURS else "reference" if reference else ""
+    for (part, method, title), row in wide.iterrows():
+        kind = "ours" if method == tables.OURS else _KINDS[part]
         cells = "".join(f"<td>{_number(value)}</td>" for value in row)
         body.append(f'<tr class="{kind}"><td>{html.escape(str(title))}</td>{cells}</tr>')
     return "<h2>Last on every stream</h2>" + _board(head, body)
@@ -224,9 +226,9 @@ def _wide(board: pd.DataFrame) -> pd.DataFrame:
     sizes = board.groupby(["stream", "budget"])["method"].nunique().reset_index()
     main = sizes.sort_values(["method", "budget"], ascending=[False, True]).drop_duplicates("stream")
     at_main = board.merge(main[["stream", "budget"]], on=["stream", "budget"])
-    wide = at_main.pivot_table(index=["reference", "method", "title"], columns="stream", values="last", sort=False)
+    wide = at_main.pivot_table(index=["part", "method", "title"], columns="stream", values="last", sort=False)
     wide["mean"] = wide.mean(axis=1, skipna=False)
-    order = wide.assign(_place=-wide["mean"].fillna(-1)).reset_index().sort_values(["reference", "_place"]).index
+    order = wide.assign(_place=-wide["mean"].fillna(-1)).reset_index().sort_values(["part", "_place"]).index
     return wide.iloc[order]
 
 
@@ -245,12 +247,10 @@ def _markdown(
         lines += [f"### Leaderboard at {format_bytes(budget)}", ""]
         lines += ["| " + " | ".join(_HEADINGS) + " |", "|---" + "|---:" * (len(_HEADINGS) - 1) + "|"]
         rows = _rows(board, compared, stream, budget)
-        for heading in (False, True):
-            for name, reference, cells in rows:
-                if reference is heading:
-                    texts = [markdown_text(cell) for cell in cells]
-                    texts[0] = f"**{texts[0]}**" if name == tables.OURS else f"*{texts[0]}*" if reference else texts[0]
-                    lines.append("| " + " | ".join(texts) + " |")
+        for _, kind, cells in rows:
+            texts = [markdown_text(cell) for cell in cells]
+            around = {"ours": "**", "reference": "*"}.get(kind, "")
+            lines.append("| " + " | ".join([f"{around}{texts[0]}{around}", *texts[1:]]) + " |")
         lines.append("")
     for name, image in images.items():
         write_atomically(folder / place / f"{name}.png", image)

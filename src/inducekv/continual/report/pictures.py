@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from inducekv.bytes import format_bytes
 from inducekv.continual.report.style import GRID, INK, SOFT, Look
+from inducekv.continual.report.tables import part_of
 from inducekv.continual.results import Result, group
 
 DPI = 144
@@ -124,17 +125,17 @@ def accuracy_against_bytes(results: Sequence[Result], looks: dict[str, Look]) ->
     axes.set_xticks(ticks[::step], [format_bytes(int(tick)) for tick in ticks[::step]])
     axes.minorticks_off()
     _dress(axes, "deployed bytes", "Last, %")
-    _legend(figure, axes)
+    _legend(figure, axes, [found[0].title for found in methods.values()])
     return _png(figure)
 
 
 def by_last(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Results of each method, contenders by their mean Last first, then reference rows by theirs."""
+    """Results of each method, contenders by their mean Last first, then ablations, then reference rows."""
     methods = {key[0]: found for key, found in group(results, "method").items()}
 
-    def place(name: str) -> tuple[bool, float, str]:
+    def place(name: str) -> tuple[int, float, str]:
         found = methods[name]
-        return found[0].reference, -float(np.mean([result.matrix[-1].mean() for result in found])), name
+        return part_of(name, found[0].reference), -float(np.mean([result.matrix[-1].mean() for result in found])), name
 
     return {name: methods[name] for name in sorted(methods, key=place)}
 
@@ -174,7 +175,7 @@ def _curves(
     if floor is not None:
         axes.set_ylim(bottom=floor)
     _dress(axes, across, up)
-    _legend(figure, axes)
+    _legend(figure, axes, [found[0].title for found in by_last(results).values()])
     return _png(figure)
 
 
@@ -221,8 +222,11 @@ def _dress(axes: Any, across: str, up: str) -> None:
     axes.spines["bottom"].set_color(GRID)
 
 
-def _legend(figure: Any, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
+def _legend(figure: Any, axes: Any, order: Iterable[str]) -> None:
+    by_label = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+    labels = [label for label in map(_text, order) if label in by_label]
+    labels += [label for label in by_label if label not in labels]
+    handles = [by_label[label] for label in labels]
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
 
 

@@ -16,7 +16,7 @@ from inducekv.continual.results import Result
 from inducekv.continual.stream import Stream
 
 EACH = 2
-MOST_TASKS = 12
+MOST_TASKS = 6
 
 
 @dataclass(frozen=True)

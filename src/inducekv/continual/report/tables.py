@@ -58,7 +58,7 @@ def _row(result: Result, zero_shot: Result | None) -> dict[str, Any]:
 
 
 def leaderboard(results: Sequence[Result]) -> pd.DataFrame:
-    """One row for each (stream, budget, method): means over seeds, contenders by Last first, then reference rows.
+    """One row for each (stream, budget, method): means over seeds; methods by Last, then ablations, then references.
 
     Columns beside those of `runs`: `seeds`; `error_of_seeds`, the standard error of Last over seeds (NaN for one);
     `error_of_questions` is that of the mean over seeds, whose questions are independent.
@@ -70,16 +70,24 @@ def leaderboard(results: Sequence[Result]) -> pd.DataFrame:
         ["deployed_bytes", "training_bytes", "peak_rss"]
     ].max()
     table[["title", "reference"]] = grouped[["title", "reference"]].first()
+    table["part"] = [part_of(name[-1], reference) for name, reference in table["reference"].items()]
     table["seeds"] = grouped["seed"].nunique()
     table["error_of_seeds"] = grouped["last"].sem()
-    table["error_of_questions"] = grouped["error_of_questions"].agg(
-        lambda errors: np.sqrt((errors**2).sum()) / len(errors)
-    )
+    table["error_of_questions"] = grouped["error_of_questions"].agg(_error_of_mean)
     return (
         table.reset_index()
-        .sort_values(["stream", "budget", "reference", "last"], ascending=[True, True, True, False], kind="stable")
+        .sort_values(["stream", "budget", "part", "last"], ascending=[True, True, True, False], kind="stable")
         .reset_index(drop=True)
     )
+
+
+def part_of(method: str, reference: bool) -> int:
+    """Where a method stands: 0 with the contenders, 1 with the ablations, 2 with the reference rows."""
+    return 2 if reference else int("/" in method)
+
+
+def _error_of_mean(errors: pd.Series) -> float:
+    return float(np.sqrt((errors**2).sum()) / len(errors))
 
 
 def comparisons(results: Sequence[Result], draws: int = 2000) -> pd.DataFrame:
