@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from inducekv.examples import Example
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Ranks:
         """Returns once every process is here."""
         self.gather(None)
 
-    def shared_out(self, examples: Sequence[Example], answer: Callable[[Sequence[Example]], list[str]]) -> list[str]:
+    def shared_out(self, examples: Sequence[Item], answer: Callable[[Sequence[Item]], list[str]]) -> list[str]:
         """Answers to all examples, in order, each process having answered every `count`-th."""
         mine = examples[self.rank :: self.count]
         parts = self.gather(answer(mine) if len(mine) else [])

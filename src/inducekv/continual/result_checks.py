@@ -105,7 +105,9 @@ def _texts(values: Any, name: str, count: int | None) -> list[str]:
     return values
 
 
-def _numbers(values: Any, name: str, count: int, low: float, high: float, *, whole: bool = False) -> list[Any]:
+def _numbers(
+    values: Any, name: str, count: int, low: int | float, high: int | float, *, whole: bool = False
+) -> list[Any]:
     if not isinstance(values, list) or len(values) != count:
         raise ResultError(f"{name} must be a list of {count}")
     for value in values:
