@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,7 +85,7 @@ def test_a_finished_pass_is_not_run_again(tmp_path, monkeypatch):
 
 def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
     runner(tmp_path).run(ONE)
-    with pytest.raises(ResultError, match="made with .*give another --results folder"):
+    with pytest.raises(ResultError, match=r"made with .*give another --results folder"):
         runner(tmp_path, limit=5).run(ONE)
 
 
@@ -148,9 +149,17 @@ def test_a_killed_run_goes_on_at_the_task_it_was_at(tmp_path):
         assert len(one.learn_seconds) == 4
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What a run leaves that was killed in its third task."""
+    folder = tmp_path_factory.mktemp("killed")
+    assert start(folder, KILL_AT="2").returncode == -9
+    return folder
+
+
 @pytest.mark.parametrize("damage", ["", "[]", '{"format": 1}', "other settings"])
-def test_a_state_that_cannot_be_gone_on_from_is_dropped(tmp_path, damage):
-    assert start(tmp_path, KILL_AT="2").returncode == -9
+def test_a_state_that_cannot_be_gone_on_from_is_dropped(tmp_path, killed, damage):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     (index,) = (tmp_path / ".work").rglob("run.json")
     if damage == "other settings":
         content = json.loads(index.read_text())
@@ -163,11 +172,9 @@ def test_a_state_that_cannot_be_gone_on_from_is_dropped(tmp_path, damage):
     assert read_result(path).figures()["last"] == 25
 
 
-def test_unfinished_states_stay_out_of_git(tmp_path):
-    start(tmp_path, KILL_AT="2")
-    assert all(
-        (each.parent / ".gitignore").read_text() == "*\n" for each in (tmp_path / ".work" / "fake").glob("parrot/*")
-    )
+def test_unfinished_states_stay_out_of_git(killed):
+    (index,) = (killed / ".work").rglob("run.json")
+    assert (index.parents[1] / ".gitignore").read_text() == "*\n"
 
 
 def test_hidden_labels_are_hidden_from_all_but_oracles():
