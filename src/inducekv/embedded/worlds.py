@@ -6,7 +6,7 @@ asked in combinations that no training example of the world shows, so that copyi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import product, zip_longest
 
 import numpy as np

@@ -13,7 +13,6 @@ from typing import ClassVar
 
 from inducekv.continual.stream import Stream
 from inducekv.continual.streams.kinds import StreamKind, limited
-from inducekv.embedded.drawings import COLOURS, SHAPES
 from inducekv.embedded.styles import STYLES
 from inducekv.embedded.tasks import Task
 from inducekv.embedded.worlds import World
