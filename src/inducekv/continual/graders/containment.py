@@ -73,12 +73,8 @@ def _science_fixed(prediction: str, example: Example) -> float:
     return float(exact_match(prediction, answer) or (len(normalised(answer)) > 1 and holds_words(prediction, answer)))
 
 
-IMAGENET_FAITHFUL = PerAnswer(
-    "imagenet_containment/faithful", _imagenet_faithful, "an empty prediction counts as right"
-)
-IMAGENET_FIXED = PerAnswer(
-    "imagenet_containment/fixed", _imagenet_fixed, "holds the name or one of its synonyms, whole"
-)
+IMAGENET_FAITHFUL = PerAnswer("imagenet_containment/faithful", _imagenet_faithful, "an empty prediction is right")
+IMAGENET_FIXED = PerAnswer("imagenet_containment/fixed", _imagenet_fixed, "holds a whole name of the class")
 DOMAIN_FAITHFUL = PerAnswer("domain_containment/faithful", _domain_faithful, 'one word "unknown" holds "no"')
 DOMAIN_FIXED = PerAnswer("domain_containment/fixed", _domain_fixed, "holds the answer's words, whole")
 PATHOLOGY_FAITHFUL = PerAnswer("pathology_containment/faithful", _pathology_faithful, '"normal" holds the answer "no"')

@@ -25,7 +25,7 @@ def _closed(prediction: str, example: Example) -> bool:
 
 
 def token_recall(prediction: str, answer: str) -> float:
-    """Share of the answer's words that the prediction has, each as often as it has it: 0..1 (LLaVA-Med's open score)."""
+    """Share of the answer's words that the prediction has, 0..1 (LLaVA-Med's score of open ones)."""
     expected = Counter(normalised(answer).split())
     found = expected & Counter(normalised(prediction).split())
     return found.total() / max(1, expected.total())

@@ -14,69 +14,14 @@ _DIGITS = {word: str(number) for number, word in enumerate(_NUMBERS)} | {"none":
 _ARTICLES = {"a", "an", "the"}
 _CONTRACTIONS = {
     word.replace("'", ""): word
-    for word in [
-        "ain't",
-        "aren't",
-        "can't",
-        "could've",
-        "couldn't",
-        "didn't",
-        "doesn't",
-        "don't",
-        "hadn't",
-        "hasn't",
-        "haven't",
-        "he'd",
-        "he's",
-        "how's",
-        "isn't",
-        "it'd",
-        "it'll",
-        "might've",
-        "mightn't",
-        "must've",
-        "mustn't",
-        "needn't",
-        "oughtn't",
-        "shan't",
-        "she's",
-        "should've",
-        "shouldn't",
-        "somebody's",
-        "someone's",
-        "something's",
-        "that'll",
-        "that's",
-        "there's",
-        "they'd",
-        "they'll",
-        "they're",
-        "they've",
-        "wasn't",
-        "we've",
-        "weren't",
-        "what'll",
-        "what're",
-        "what's",
-        "what've",
-        "when's",
-        "where's",
-        "who'd",
-        "who'll",
-        "who's",
-        "who've",
-        "why's",
-        "won't",
-        "would've",
-        "wouldn't",
-        "y'all",
-        "you'd",
-        "you'll",
-        "you're",
-        "you've",
-        "i'm",
-        "i've",
-    ]
+    for line in (
+        "ain't aren't can't could've couldn't didn't doesn't don't hadn't hasn't haven't he'd he's how's i'm isn't",
+        "it'd it'll might've mightn't must've mustn't needn't oughtn't shan't she's should've shouldn't somebody's",
+        "someone's something's that'll that's there's they'd they'll they're they've wasn't we've weren't what'll",
+        "what're what's what've when's where's who'd who'll who's who've why's won't would've wouldn't y'all you'd",
+        "you'll you're you've i've",
+    )
+    for word in line.split()
 }
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _BETWEEN_DIGITS = re.compile(r"(?<=\d),(?=\d)")
@@ -126,9 +71,5 @@ def _label(prediction: str, example: Example) -> float:
     return min(1.0, max(scores, default=0.0))
 
 
-VQA_SOFT = PerAnswer(
-    "vqa_soft", _soft, "TextVQA, VQAv2: agreement with ten people; one reference: exact after VQA's rules"
-)
-VQA_LABEL = PerAnswer(
-    "vqa_label", _label, "VQACL, QUAD: the soft label of the answer among 3,129; any other answer is wrong"
-)
+VQA_SOFT = PerAnswer("vqa_soft", _soft, "agreement with ten people; of one reference: exact after VQA's rules")
+VQA_LABEL = PerAnswer("vqa_label", _label, "VQACL: the soft label of the answer; any other answer is wrong")
