@@ -6,9 +6,11 @@ from pathlib import Path
 
 from inducekv.continual.stream import Stream
 from inducekv.continual.streams.embedded import EMBEDDED_STREAMS
+from inducekv.continual.streams.folder import FOLDER_STREAM
 from inducekv.continual.streams.kinds import StreamKind
+from inducekv.continual.streams.tables import PUBLISHED_STREAMS
 
-STREAMS: dict[str, StreamKind] = {kind.name: kind for kind in EMBEDDED_STREAMS}
+STREAMS: dict[str, StreamKind] = {kind.name: kind for kind in (*EMBEDDED_STREAMS, FOLDER_STREAM, *PUBLISHED_STREAMS)}
 """Every stream that `stream_named` knows."""
 
 __all__ = ["STREAMS", "StreamKind", "check_stream", "stream_kind", "stream_named"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,14 +26,14 @@ def _task(seed: int) -> Tasks:
     world = World(seed, "embedded/task", glyphs=12)
     colours, shapes = world.some("colour", 4, "values"), world.some("shape", 4, "values")
     return {
-        "letters": lambda: world.letters(range(6), question="which letter is this?", **SIZES),
-        "colours and shapes": lambda: world.colour_and_shape(colours[:3], shapes[:3], **SIZES),
-        "bars": lambda: world.readings("bar", colours, **SIZES),
-        "places": lambda: world.attribute("place", 5, **SIZES),
-        "counted things": lambda: world.counted(shapes, **SIZES),
-        "signs": lambda: world.letters(range(6, 12), question="what does the picture show?", **SIZES),
-        "clocks": lambda: world.readings("clock", colours, **SIZES),
-        "sizes": lambda: world.attribute("size", 3, **SIZES),
+        "letters": partial(world.letters, range(6), question="which letter is this?", **SIZES),
+        "colours and shapes": partial(world.colour_and_shape, colours[:3], shapes[:3], **SIZES),
+        "bars": partial(world.readings, "bar", colours, **SIZES),
+        "places": partial(world.attribute, "place", 5, **SIZES),
+        "counted things": partial(world.counted, shapes, **SIZES),
+        "signs": partial(world.letters, range(6, 12), question="what does the picture show?", **SIZES),
+        "clocks": partial(world.readings, "clock", colours, **SIZES),
+        "sizes": partial(world.attribute, "size", 3, **SIZES),
     }
 
 
@@ -40,16 +41,16 @@ def _vqa(seed: int) -> Tasks:
     world = World(seed, "embedded/vqa")
     colours, shapes = world.some("colour", 3, "values"), world.some("shape", 3, "values")
     return {
-        "recognition": lambda: world.kinds(("colour", "shape"), 6, "what is this?", **SIZES),
-        "location": lambda: world.attribute("place", 5, **SIZES),
-        "count": lambda: world.counted(shapes, **SIZES),
-        "colour": lambda: world.attribute("colour", 6, **SIZES),
-        "subcategory": lambda: world.kinds(("colour", "count"), 6, "which product is this?", **SIZES),
-        "shape": lambda: world.attribute("shape", 6, **SIZES),
-        "colour and shape": lambda: world.colour_and_shape(colours, shapes, **SIZES),
-        "number": lambda: world.attribute("count", 4, **SIZES),
-        "measure": lambda: world.told_of_shape("size", "how big is what?", shapes, **SIZES),
-        "size": lambda: world.attribute("size", 3, **SIZES),
+        "recognition": partial(world.kinds, ("colour", "shape"), 6, "what is this?", **SIZES),
+        "location": partial(world.attribute, "place", 5, **SIZES),
+        "count": partial(world.counted, shapes, **SIZES),
+        "colour": partial(world.attribute, "colour", 6, **SIZES),
+        "subcategory": partial(world.kinds, ("colour", "count"), 6, "which product is this?", **SIZES),
+        "shape": partial(world.attribute, "shape", 6, **SIZES),
+        "colour and shape": partial(world.colour_and_shape, colours, shapes, **SIZES),
+        "number": partial(world.attribute, "count", 4, **SIZES),
+        "measure": partial(world.told_of_shape, "size", "how big is what?", shapes, **SIZES),
+        "size": partial(world.attribute, "size", 3, **SIZES),
     }
 
 
@@ -59,7 +60,7 @@ def _domain(seed: int) -> Tasks:
     for style in STYLES:
         world = World(seed, "embedded/domain")
         shapes = world.some("shape", 3, style)
-        tasks[style] = lambda world=world, style=style, shapes=shapes: world.counted(shapes, style=style, **sizes)
+        tasks[style] = partial(world.counted, shapes, style=style, **sizes)
     return tasks
 
 
@@ -70,12 +71,12 @@ def _lifelong(seed: int) -> Tasks:
     for part in range(4):
         colours, shapes = (world.some(attribute, 3, str(part)) for attribute in ("colour", "shape"))
         kinds: Tasks = {
-            "letters": lambda p=part: world.letters([(2 * p + i) % 10 for i in range(4)], **sizes),
-            "counted": lambda s=shapes: world.counted(s, **sizes),
-            "bars": lambda c=colours: world.readings("bar", c, **sizes),
-            "named": lambda p=part: world.attribute(("place", "colour", "shape", "size")[p], 5, **sizes),
-            "pairs": lambda c=colours, s=shapes: world.colour_and_shape(c, s, **sizes),
-            "clocks": lambda c=colours: world.readings("clock", c, **sizes),
+            "letters": partial(world.letters, [(2 * part + i) % 10 for i in range(4)], **sizes),
+            "counted": partial(world.counted, shapes, **sizes),
+            "bars": partial(world.readings, "bar", colours, **sizes),
+            "named": partial(world.attribute, ("place", "colour", "shape", "size")[part], 5, **sizes),
+            "pairs": partial(world.colour_and_shape, colours, shapes, **sizes),
+            "clocks": partial(world.readings, "clock", colours, **sizes),
         }
         tasks |= {f"{kind} {part + 1}": make for kind, make in kinds.items()}
     return tasks
