@@ -17,7 +17,7 @@ class PromptTuning(PrefixMethod):
     name = "prompt_tuning"
     title = "Prompt tuning"
     recipe = Recipe(learning_rate=3e-1)
-    most = 64  # CHOICE: on the embedded model 512 learn no better, and take three times as long
+    most = 64  # CHOICE: 512 took twice as long on the embedded model and learned no better
 
     @classmethod
     def per_token(cls, dimensions: Dimensions) -> int:
