@@ -20,8 +20,6 @@ LENGTH = 5
 """Tokens of a prompt (Wang et al. 2022)."""
 PICKED = 5
 """Prompts that a question picks (Wang et al. 2022)."""
-MOST_PROMPTS = 100
-"""Prompts in the pool, at most. CHOICE: more are never picked."""
 
 
 class Pool(nn.Module):
@@ -47,7 +45,8 @@ class L2P(PrefixMethod):
 
     name = "l2p"
     title = "L2P"
-    recipe = Recipe(learning_rate=3e-2)
+    recipe = Recipe(learning_rate=3e-1)
+    most = 100  # prompts of the pool; CHOICE: more are hardly ever picked
     keyed = True
     pull = 0.5
 
@@ -59,7 +58,7 @@ class L2P(PrefixMethod):
     @classmethod
     def solve(cls, dimensions: Dimensions, budget: int, stream_length: int = 1) -> int:
         """Prompts of the pool."""
-        return min(MOST_PROMPTS, count_that_fits("prompt with its key", HALF * cls.per_token(dimensions), budget))
+        return min(cls.most, count_that_fits("prompt with its key", HALF * cls.per_token(dimensions), budget))
 
     def describe(self) -> dict[str, Any]:
         described = super().describe()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from inducekv.continual.ledger import Shape
 from inducekv.continual.methods.sequential_lora import SequentialLora
+from inducekv.continual.methods.training import Recipe
 
 
 class Routed(nn.Module):
@@ -38,6 +39,7 @@ class MoELora(SequentialLora):
     name = "moelora"
     title = "MoELoRA"
     experts = 4
+    recipe = Recipe(learning_rate=5e-3)
 
     @staticmethod
     def fixed(shape: Shape) -> int:

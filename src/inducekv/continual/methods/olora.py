@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from inducekv.continual.methods.sequential_lora import SequentialLora
 from inducekv.continual.methods.trained import trained
-from inducekv.continual.methods.training import Loss, TrainingBatch
+from inducekv.continual.methods.training import Loss, Recipe, TrainingBatch
 
 
 class OLora(SequentialLora):
@@ -25,7 +25,8 @@ class OLora(SequentialLora):
 
     name = "olora"
     title = "O-LoRA"
-    strength = 0.5
+    recipe = Recipe(learning_rate=5e-3)
+    strength = 0.05
 
     @classmethod
     def _multiple(cls, stream_length: int) -> int:

@@ -12,7 +12,7 @@ from torch import nn
 
 from inducekv.continual.ledger import HALF, Dimensions, LoraSize, Shape
 from inducekv.continual.methods.adapter import AdapterMethod
-from inducekv.continual.methods.training import TrainingBatch
+from inducekv.continual.methods.training import Recipe, TrainingBatch
 
 
 class Osft(AdapterMethod):
@@ -27,6 +27,7 @@ class Osft(AdapterMethod):
 
     name = "osft"
     title = "OSFT"
+    recipe = Recipe(learning_rate=2e-2)
 
     @staticmethod
     def per_rank(shape: Shape) -> int:

@@ -22,9 +22,6 @@ from inducekv.injection import Injection
 from inducekv.progress import SILENT, Progress
 from inducekv.rope import shift_keys
 
-MOST_TOKENS = 512
-"""Virtual tokens that attention reads, at most. CHOICE: every one costs time in every step and answer."""
-
 
 class PrefixMethod(TrainedMethod):
     """Virtual tokens before the prompt, put there by the same injection that memories use.
@@ -35,6 +32,8 @@ class PrefixMethod(TrainedMethod):
     """
 
     size: int
+    most: ClassVar[int] = 512
+    """Virtual tokens at most, whatever the budget. CHOICE: every one costs time in every step and answer."""
     keyed: ClassVar[bool] = False
     """What a question reads depends on its key."""
 
@@ -53,8 +52,8 @@ class PrefixMethod(TrainedMethod):
 
     @classmethod
     def solve(cls, dimensions: Dimensions, budget: int, stream_length: int = 1) -> int:
-        """Virtual tokens that fit in `budget` bytes, at most `MOST_TOKENS`."""
-        return min(MOST_TOKENS, count_that_fits("virtual token", HALF * cls.per_token(dimensions), budget))
+        """Virtual tokens that fit in `budget` bytes, at most `most`."""
+        return min(cls.most, count_that_fits("virtual token", HALF * cls.per_token(dimensions), budget))
 
     def ledger(self) -> Ledger:
         """2 · tokens · numbers of a token."""
