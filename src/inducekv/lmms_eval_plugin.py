@@ -3,7 +3,7 @@
     lmms-eval --model inducekv --model_args pretrained=<model>,memory=<folder> --tasks <tasks> --batch_size 8
 
 lmms-eval finds this module by the entry point `inducekv` in the group `lmms_eval.models`. Written against lmms-eval
-0.7 (its base class `lmms_eval.api.model.lmms` and the six-part requests of its "simple" models) and tested with a
+0.7 (its base class `lmms_eval.api.model.lmms` and the six-part requests of its "simple" models); the tests use a
 minimal stand-in for that class, since lmms-eval itself is no dependency.
 """
 
@@ -25,7 +25,7 @@ _PICTURE_MARK = re.compile(r"<image(?:\s*\d+)?>\s*")
 _SAMPLING = ("temperature", "top_p", "top_k", "num_beams")
 
 
-class InduceKVForLmmsEval(lmms):  # type: ignore[misc]
+class InduceKVForLmmsEval(lmms):
     """A model of lmms-eval: answers and scores read the memory; without one it is the plain backbone.
 
     Args:
