@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 from inducekv.continual.stream import Stream
 from inducekv.continual.streams.kinds import StreamKind, limited
@@ -19,7 +19,16 @@ from inducekv.embedded.tasks import Task
 from inducekv.embedded.worlds import World
 
 Tasks = dict[str, Callable[[], Task]]
-SIZES = {"train": 48, "test": 40}
+
+
+class Sizes(TypedDict):
+    """Examples to learn from and to ask."""
+
+    train: int
+    test: int
+
+
+SIZES: Sizes = {"train": 48, "test": 40}
 
 
 def _task(seed: int) -> Tasks:
@@ -55,7 +64,7 @@ def _vqa(seed: int) -> Tasks:
 
 
 def _domain(seed: int) -> Tasks:
-    sizes = {"train": 40, "test": 30}
+    sizes: Sizes = {"train": 40, "test": 30}
     tasks: Tasks = {}
     for style in STYLES:
         world = World(seed, "embedded/domain")
@@ -65,7 +74,7 @@ def _domain(seed: int) -> Tasks:
 
 
 def _lifelong(seed: int) -> Tasks:
-    sizes = {"train": 24, "test": 12}
+    sizes: Sizes = {"train": 24, "test": 12}
     world = World(seed, "embedded/lifelong", glyphs=10)
     tasks: Tasks = {}
     for part in range(4):
