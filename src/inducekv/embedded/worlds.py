@@ -160,8 +160,8 @@ def _checkerboard(
 
 
 def _learned_and_asked(
-    shown: list[Cell],
-    hidden: list[Cell],
+    shown: Sequence[Cell],
+    hidden: Sequence[Cell],
     example: Callable[[Cell], Example],
     train: int,
     test: int,
