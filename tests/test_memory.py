@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inducekv import memory_file
-from inducekv.config import InduceKVConfig
+from inducekv.config import InduceKVConfig, PayloadDtype
+from inducekv.encoded import Encoded
 from inducekv.entry import TEXT_LIMIT, Entry, Layout, Payload
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_file import FingerprintError, MemoryFileError, MemoryLockedError
@@ -232,6 +233,42 @@ def test_payloads_come_back_padded_and_dequantised(dtype: str) -> None:
     assert torch.equal(held.payloads(torch.tensor([3])).values, got.values[:1, :, :, : got.mask[0].sum()])
     assert held.keys().shape == (5, 8) and torch.allclose(held.keys().norm(dim=-1), torch.ones(5))
     assert held.threshold_of_entries().tolist() == [-torch.inf, 0.25, -torch.inf, 0.25, -torch.inf]
+
+
+# -- layers
+
+
+def encoded(layers: int = 5) -> Encoded:
+    draw = torch.Generator().manual_seed(7)
+    keys, values = (torch.randn(layers, 2, 3, 4, generator=draw) for _ in range(2))
+    key = torch.nn.functional.normalize(torch.randn(8, generator=draw), dim=-1)
+    return Encoded(key, keys, values, torch.zeros(3, dtype=torch.int8), 6, 2)
+
+
+@pytest.mark.parametrize("layers", [(0,), (4,), (1, 3), (2, 3, 4), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_some_layers_are_stored_as_they_are_among_all(
+    tmp_path: Path, dtype: PayloadDtype, layers: tuple[int, ...]
+) -> None:
+    whole = Entry.of(encoded(), id="a", task="t", payload_dtype=dtype)
+    some = Entry.of(encoded(), id="a", task="t", payload_dtype=dtype, layers=layers)
+    for name in ("keys", "values", *(["key_scales", "value_scales"] if dtype == "int8" else [])):
+        assert torch.equal(getattr(some.payload, name), getattr(whole.payload, name)[:, list(layers)]), name
+    held = KVMemory("64KiB", Layout(layers, kv_heads=2, head_dim=4, key_dim=8), dtype, FINGERPRINT)
+    held.add(some)
+    held.save_pretrained(tmp_path)
+    loaded = KVMemory.from_pretrained(tmp_path)
+    assert_same(loaded, held)
+    assert loaded.payloads(torch.tensor([0])).keys.shape == (1, len(layers), 2, 3, 4)
+    if len(layers) < 5:
+        with pytest.raises(ValueError, match="layers, kv_heads, head_dim"):
+            held.add(Entry.of(encoded(), id="b", task="t", payload_dtype=dtype))
+
+
+@pytest.mark.parametrize("layers", [(), (3, 1), (1, 1), (-1, 0), (4, 5)])
+def test_layers_that_an_example_lacks_are_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"from 0 to 4 .*; got \("):
+        Entry.of(encoded(), id="a", task="t", payload_dtype="int8", layers=layers)
 
 
 # -- files

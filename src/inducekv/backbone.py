@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, DynamicCache
 
-from inducekv.attention import Attachment, attached
+from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.config import KeyPool
 from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, tapped, text_inputs
 from inducekv.devices import device_of
@@ -25,7 +25,7 @@ from inducekv.rendering import Batch, Prepared, Rendered, pad, render
 from inducekv.rope import shift_keys
 from inducekv.scoring import Scores, answer_nll
 
-RowsInjection = Injection | Callable[[Tensor], Injection | None] | None
+RowsInjection = Injection | Callable[[Tensor], Injection | Provider | InFlight | None] | None
 """Memory for a whole list of examples, or a function that gives it for some of the rows (indices `[batch]`)."""
 
 
@@ -353,7 +353,7 @@ class Backbone:
         return self._embedding_hash
 
 
-def _for_rows(injection: RowsInjection, rows: Tensor) -> Injection | None:
+def _for_rows(injection: RowsInjection, rows: Tensor) -> Injection | Provider | InFlight | None:
     if injection is None:
         return None
     return injection.rows(rows.to(injection.mask.device)) if isinstance(injection, Injection) else injection(rows)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 PayloadDtype = Literal["float32", "float16", "bfloat16", "int8"]
 KeyPool = Literal["last", "mean"]
-Retrieval = Literal["two_pass"]
+Retrieval = Literal["in_flight", "two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
 Visibility = Literal["all", "window"]
 Selector = Literal["bilevel", "greedy", "herding", "reservoir", "random"]
@@ -34,7 +34,9 @@ class InduceKVConfig:
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's).
         key_centering: subtract the mean of the memory's keys before comparing; needs at least two entries to act.
-        retrieval: `"two_pass"`: one extra frozen pass gives the query's key.
+        retrieval: `"in_flight"`: the key is taken from `key_layer` within the pass that reads the prompt, and only that
+            layer and those above it read memory; payloads of the lower layers are not stored. `"two_pass"` (the
+            paper's): one extra frozen pass gives the query's key, and all layers read memory.
         top_k: entries retrieved for a question; `None`: all of them (the paper's).
         weighting: how the retrieval weight alpha enters attention. `"sqrt"`: the paper's sqrt(alpha) on K and V;
             `"sqrt_max"`: sqrt(alpha / max alpha); `"log"`: log(alpha / max alpha) added to the logits; `"none"`.
@@ -64,7 +66,7 @@ class InduceKVConfig:
     key_layer: int | None = None
     key_pool: KeyPool = "last"
     key_centering: bool = False
-    retrieval: Retrieval = "two_pass"
+    retrieval: Retrieval = "in_flight"
     top_k: int | None = 8
     weighting: Weighting = "log"
     visibility: Visibility = "all"
@@ -157,6 +159,7 @@ class InduceKVConfig:
                 "key_layer": -1,
                 "key_pool": "mean",
                 "key_centering": False,
+                "retrieval": "two_pass",
                 "top_k": None,
                 "weighting": "sqrt",
                 "abstain": False,

@@ -84,15 +84,23 @@ class Payload:
         return self.keys.shape[0]
 
     @classmethod
-    def store(cls, encoded: Encoded, payload_dtype: PayloadDtype | str) -> "Payload":
+    def store(
+        cls, encoded: Encoded, payload_dtype: PayloadDtype | str, layers: tuple[int, ...] | None = None
+    ) -> "Payload":
         """Quantise an encoded example's keys and values.
 
+        Args:
+            encoded: the example, with keys and values of all layers.
+            payload_dtype: number format to store them in.
+            layers: the layers to keep, ascending; `None`: all.
+
         Raises:
-            ValueError: unknown dtype, numbers that are not finite, or no tokens.
+            ValueError: unknown dtype, numbers that are not finite, no tokens, or layers that the example lacks.
         """
         if encoded.tokens == 0:
             raise ValueError("a payload needs at least one token")
-        keys, values = (x.detach().cpu().permute(2, 0, 1, 3).contiguous() for x in (encoded.keys, encoded.values))
+        kept = slice(None) if layers is None else _checked_layers(layers, encoded.keys.shape[0])
+        keys, values = (x.detach()[kept].cpu().permute(2, 0, 1, 3).contiguous() for x in (encoded.keys, encoded.values))
         stored_keys, stored_values = quantise(keys, payload_dtype), quantise(values, payload_dtype)
         return cls(stored_keys.values, stored_values.values, stored_keys.scales, stored_values.scales)
 
@@ -144,18 +152,38 @@ class Entry:
         id: str,
         task: str,
         payload_dtype: PayloadDtype | str,
+        layers: tuple[int, ...] | None = None,
         question: str = "",
         answer: str = "",
     ) -> "Entry":
-        """An entry from an encoded (and compressed) example."""
+        """An entry from an encoded (and compressed) example.
+
+        Args:
+            encoded: the example, with keys and values of all layers.
+            id, task, question, answer: as of an entry.
+            payload_dtype: number format of the payload.
+            layers: the layers to store (a memory's `Layout.layers`), ascending; `None`: all.
+
+        Raises:
+            ValueError: as `Payload.store`, or a name or number that an entry may not have.
+        """
         key = encoded.key.detach().cpu().to(torch.float16)
-        payload = Payload.store(encoded, payload_dtype)
+        payload = Payload.store(encoded, payload_dtype, layers)
         return cls(id, task, key, payload, encoded.span, encoded.answer_length, question, answer)
 
     @property
     def text(self) -> bytes:
         """Id, question and answer as one line of JSON: how they lie in the file."""
         return _json([self.id, self.question, self.answer]) + b"\n"
+
+
+def _checked_layers(layers: tuple[int, ...], count: int) -> list[int]:
+    if not layers or sorted(set(layers)) != list(layers) or layers[0] < 0 or layers[-1] >= count:
+        raise ValueError(
+            f"layers to store must be ascending, different and from 0 to {count - 1} (the example has {count} layers); "
+            f"got {layers}"
+        )
+    return list(layers)
 
 
 def shorten(text: str, limit: int) -> str:

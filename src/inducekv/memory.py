@@ -236,6 +236,11 @@ class KVMemory:
 
     # -- reading
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The model's layers that payloads are of."""
+        return self.layout.layers
+
     def keys(self) -> Float32[Tensor, "n key_dim"]:
         """Retrieval keys `[n, key_dim]`, float32, unit norm, in the order of `entries`."""
         if self._keys is None:
