@@ -86,9 +86,12 @@ class Attachment:
         self._prompt = ids
         self._mass, self._recorded, self.injection = None, 0, None
         tokens = ids if ids is not None else inputs["inputs_embeds"][..., 0]
+        mask = inputs.get("attention_mask")
         if self._in_flight is not None:
-            self._awaited = real_tokens(inputs.get("attention_mask"), tokens)
+            self._awaited = real_tokens(mask, tokens)
             return
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):  # made for a static cache
+            inputs["attention_mask"] = real_tokens(mask, tokens).long()
         self._providing = True
         try:
             assert self._provider is not None
