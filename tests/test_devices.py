@@ -16,13 +16,11 @@ from inducekv.attention import attached
 from inducekv.backbone import Backbone
 from inducekv.cache import as_cache
 from inducekv.check import _compare
-from inducekv.config import InduceKVConfig
-from inducekv.entry import Entry
 from inducekv.examples import Example
-from inducekv.model import InducedModel
 from test_attention import trace
 from test_families import injected, windowed
 from test_family_parity import answered, example
+from test_in_flight import taught
 from test_parity import inputs_of, memory_of
 from two_devices import FAR, TwoDevices, moved
 
@@ -103,13 +101,14 @@ def test_memory_follows_each_layer_to_its_device(family: str, weighting: str) ->
     with TwoDevices():
         there = over_two_devices(tiny_families.MODELS[family]())
         inputs, injection = inputs_of(here, asked), memory_of(there, learned, weighting, alpha)
+        own = memory_of(here, learned, weighting, alpha)
+        assert torch.equal(own.keys[1], injection.keys[1])
         outputs = []
-        for backbone in (here, there):
-            with attached(backbone, injection, record_mass=True) as attachment:
+        for backbone, memory in ((here, own), (there, injection)):
+            with attached(backbone, memory, record_mass=True) as attachment:
                 logits = answered(backbone, inputs)[0]
             outputs.append((logits, attachment.mass.cpu()))
         assert torch.equal(outputs[0][0], outputs[1][0].cpu()) and torch.equal(outputs[0][1], outputs[1][1])
-        assert torch.equal(memory_of(here, learned, weighting, alpha).keys[1], injection.keys[1])
         assert torch.equal(there.query_keys(asked), here.query_keys(asked))
         scored = [backbone.score([example(here, 2)], memory_of(here, learned[:1])).nll for backbone in (here, there)]
         assert torch.equal(*scored)
@@ -128,23 +127,28 @@ def test_windows_follow_each_layer_to_its_device() -> None:
         assert torch.equal(*outputs)
 
 
-def test_a_model_with_its_memory_reads_it_over_two_devices() -> None:
-    """Plain `generate` while attached, and the prefilled cache, whose layers lie where the model's do."""
-    here = tiny_families.model("llama")
-    encoded = here.encode([example(here, seed) for seed in (1, 3, 4)])
-    config = InduceKVConfig(budget="4MiB", payload="none", payload_dtype="float32", weighting="sqrt_max", abstain=False)
-    asked = [example(here, seed, False) for seed in (2, 5)]
+@pytest.mark.parametrize("retrieval", ["in_flight", "two_pass"])
+@pytest.mark.parametrize("family", ["llava", "llama"])
+def test_a_model_with_its_memory_reads_it_over_two_devices(family: str, retrieval: str) -> None:
+    """Plain `generate` while attached, and answers with their sources."""
+    here, outputs = tiny_families.model(family), []
+    asked = examples(here)[1]
+    inputs = inputs_of(here, asked)
     with TwoDevices():
-        there, outputs = over_two_devices(tiny_families.MODELS["llama"]()), []
+        there = over_two_devices(tiny_families.MODELS[family]())
         for backbone in (here, there):
-            model = InducedModel.from_pretrained(backbone, config=config)
-            for i, each in enumerate(encoded):
-                model.memory.add(Entry.of(each, id=str(i), task="t", payload_dtype="float32"))
-            inputs = inputs_of(backbone, asked)
+            model = taught(backbone, retrieval=retrieval)
             with model.attached():
-                outputs.append(answered(backbone, inputs)[0].cpu())
-            cache, kwargs = model.as_cache(inputs)
+                outputs.append((answered(backbone, inputs)[0].cpu(), model.answer_all(asked, max_new_tokens=2)))
+        assert torch.equal(outputs[0][0], outputs[1][0]) and outputs[0][1] == outputs[1][1]
+
+
+def test_layers_of_a_prefilled_cache_lie_where_the_model_has_its_own() -> None:
+    here, outputs = tiny_families.model("llama"), []
+    learned, asked = examples(here)
+    with TwoDevices():
+        for backbone in (here, over_two_devices(tiny_families.MODELS["llama"]())):
+            cache, kwargs = as_cache(backbone, memory_of(backbone, learned), inputs_of(backbone, asked))
+            devices = [layer.keys.device.type for layer in cache.layers]
             outputs.append(answered(backbone, kwargs, past_key_values=cache)[0].cpu())
-        assert torch.equal(outputs[0], outputs[2]) and torch.equal(outputs[1], outputs[3])
-        cache, _ = as_cache(there, memory_of(there, [[example(here, 1)]] * 2), inputs)
-        assert [layer.keys.device.type for layer in cache.layers] == ["cpu", FAR, FAR]
+        assert torch.equal(*outputs) and devices == ["cpu", FAR, FAR]
