@@ -100,9 +100,7 @@ class Payload:
         if encoded.tokens == 0:
             raise ValueError("a payload needs at least one token")
         kept = slice(None) if layers is None else _checked_layers(layers, encoded.keys.shape[0])
-        keys, values = (
-            x.detach()[kept].cpu().permute(2, 0, 1, 3).contiguous() for x in (encoded.keys, encoded.values)
-        )
+        keys, values = (x.detach()[kept].cpu().permute(2, 0, 1, 3).contiguous() for x in (encoded.keys, encoded.values))
         stored_keys, stored_values = quantise(keys, payload_dtype), quantise(values, payload_dtype)
         return cls(stored_keys.values, stored_values.values, stored_keys.scales, stored_values.scales)
 
