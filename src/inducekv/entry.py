@@ -172,9 +172,19 @@ class Entry:
         return cls(id, task, key, payload, encoded.span, encoded.answer_length, question, answer)
 
     @property
+    def tokens(self) -> int:
+        """Tokens in the payload."""
+        return self.payload.tokens
+
+    @property
     def text(self) -> bytes:
         """Id, question and answer as one line of JSON: how they lie in the file."""
         return _json([self.id, self.question, self.answer]) + b"\n"
+
+    @property
+    def text_nbytes(self) -> int:
+        """Bytes of `text`."""
+        return len(self.text)
 
 
 def _checked_layers(layers: tuple[int, ...], count: int) -> list[int]:
