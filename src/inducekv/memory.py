@@ -15,7 +15,7 @@ from inducekv.bytes import format_bytes, parse_bytes
 from inducekv.compression.storage import STORAGE_DTYPES
 from inducekv.config import PayloadDtype
 from inducekv.entries import Entries
-from inducekv.entry import BOOKKEEPING, Entry, Layout, check_name
+from inducekv.entry import BOOKKEEPING, Entry, Layout, check_entry
 from inducekv.entry_table import TASK
 from inducekv.payload_cache import PAYLOAD_CACHE, PayloadCache
 from inducekv.payloads import Payloads
@@ -165,7 +165,7 @@ class KVMemory:
         known = {id(entry) for entry in self._entries.held}
         for entry in entries.held:
             if id(entry) not in known:
-                self._check_entry(entry)
+                check_entry(entry, self.layout, self.payload_dtype)
         for store in entries.stores:  # what lies in a file was checked when it was loaded
             if (store.layout, store.payload_dtype) != (self.layout, self.payload_dtype):
                 raise ValueError(
@@ -237,34 +237,6 @@ class KVMemory:
             self.calibration, self.metadata = other.calibration, dict(other.metadata)
         self.thresholds = {t: v for t, v in other.thresholds.items() if t in self.tasks} | self.thresholds
         return len(new)
-
-    def _check_entry(self, entry: Entry) -> None:
-        check_name("entry id", entry.id)
-        layout, payload = self.layout, entry.payload
-        shape = (payload.tokens, len(layout.layers), layout.kv_heads, layout.head_dim)
-        dtype = STORAGE_DTYPES[self.payload_dtype]
-        for name, tensor in (("keys", payload.keys), ("values", payload.values)):
-            if tuple(tensor.shape) != shape or tensor.dtype != dtype or not payload.tokens:
-                raise ValueError(
-                    f"payload {name} of entry {entry.id!r} must be {dtype} [tokens >= 1, layers, kv_heads, head_dim] = "
-                    f"{list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
-                )
-        for name, scales in (("key_scales", payload.key_scales), ("value_scales", payload.value_scales)):
-            if (scales is not None) != (self.payload_dtype == "int8"):
-                raise ValueError(f"{name} of entry {entry.id!r}: int8 payloads, and only they, have scales")
-            if scales is not None and (tuple(scales.shape) != shape[:-1] or scales.dtype != torch.float16):
-                raise ValueError(
-                    f"{name} of entry {entry.id!r} must be float16 {list(shape[:-1])}, "
-                    f"got {scales.dtype} {list(scales.shape)}"
-                )
-        if tuple(entry.key.shape) != (layout.key_dim,) or entry.key.dtype != torch.float16:
-            raise ValueError(
-                f"key of entry {entry.id!r} must be float16 [{layout.key_dim}], "
-                f"got {entry.key.dtype} {list(entry.key.shape)}"
-            )
-        numbers = (entry.key, payload.keys, payload.values, payload.key_scales, payload.value_scales)
-        if not all(torch.isfinite(x).all() for x in numbers if x is not None):
-            raise ValueError(f"entry {entry.id!r} holds numbers that are not finite")
 
     # -- reading
 
