@@ -7,6 +7,7 @@ widens the mask; everything else about the model stays as it is, so a plain `gen
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from inducekv.attachment import ATTRIBUTE, Attachment, Provider
 from inducekv.attachment import InFlight as InFlight
 from inducekv.attention_masks import repeats_of
+from inducekv.fitting import check_fits
 from inducekv.injection import Injection
 
 if TYPE_CHECKING:
@@ -121,8 +123,9 @@ def attached(
 
     Raises:
         ParityError: the check failed.
-        ValueError: the model's attention implementation is neither `sdpa` nor `eager`; while open, from the model: the
-            rows of a batch are not those of the memory, or prompt and memory together exceed the model's context.
+        ValueError: the model's attention implementation is neither `sdpa` nor `eager`, or the memory does not fit the
+            model (`fitting.check_fits`); while open, from the model: the rows of a batch are not those of the memory,
+            or prompt and memory together exceed the model's context.
     """
     if check:
         from inducekv.check import check_parity  # which attaches in its turn
@@ -138,7 +141,7 @@ def attached(
             "load the model with attn_implementation='sdpa' or 'eager'"
         )
     modules = [layer.self_attn for layer in text.layers]
-    attachment = Attachment(memory, modules, record_mass)
+    attachment = Attachment(memory, modules, record_mass, partial(check_fits, backbone=backbone))
     previous = [module.__dict__.get(ATTRIBUTE) for module in modules]
     hooks = []
     if memory is not None and not isinstance(memory, Injection):
