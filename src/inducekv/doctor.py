@@ -193,5 +193,5 @@ def _notes(config: Any, text: Any, sliding: int, window: int | None) -> list[str
         notes.append("brings its own code, which is not run: the class that transformers has for the family is used")
     if getattr(config, "quantization_config", None) is not None:
         notes.append("quantised weights: attached(check=True) compares memory with prompt tokens on the loaded model")
-    notes.append("attention implementations: sdpa and eager; flash attention and flex are refused when attaching")
+    notes.append("attention implementations: sdpa and eager, and flex (untested on GPUs); flash attention is refused")
     return notes
