@@ -11,7 +11,7 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from inducekv import Backbone, InducedModel, InduceKVConfig, KVMemory
 from inducekv.encoded import Encoded
-from inducekv.entry import Entry
+from inducekv.entry import Entry, Layout, Payload
 from inducekv.model import empty_memory
 
 TASK = "synthetic"
@@ -161,6 +161,17 @@ def memory_of(sizes: Sizes, backbone: Backbone, config: InduceKVConfig, entries:
         )
         made.append(Entry.of(encoded, id=str(number), task=TASK, payload_dtype=config.payload_dtype))
     memory.add_all(made)
+    return memory
+
+
+def many_keys(sizes: Sizes, backbone: Backbone) -> KVMemory:
+    """A memory of `retrieval_keys` entries with real keys and next to no payload."""
+    layout = Layout((backbone.layers - 1,), 1, 1, sizes.hidden)
+    memory = KVMemory(2**40, layout, "float32", backbone.fingerprint())
+    keys = torch.randn(sizes.retrieval_keys, sizes.hidden, generator=torch.Generator().manual_seed(0))
+    payload = Payload(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    keys = normalize(keys, dim=-1).half()
+    memory.add_all([Entry(str(number), TASK, key, payload, 1, 1) for number, key in enumerate(keys)])
     return memory
 
 
