@@ -78,10 +78,14 @@ def similarities(
     again; it needs at least two entries, with fewer it does nothing.
     """
     memory_keys = memory_keys.to(query_keys)
-    if centering and len(memory_keys) >= 2:
-        mean = memory_keys.mean(0)
-        query_keys, memory_keys = normalize(query_keys - mean, dim=-1), normalize(memory_keys - mean, dim=-1)
-    return query_keys @ memory_keys.T
+    if not centering or len(memory_keys) < 2:
+        return query_keys @ memory_keys.T
+    mean = memory_keys.mean(0)
+    query_keys = normalize(query_keys - mean, dim=-1)
+    # <q, (k - m) / |k - m|> without writing k - m out: a large memory is read once, not copied
+    products = torch.cat([query_keys, mean[None]]) @ memory_keys.T
+    square = torch.linalg.vector_norm(memory_keys, dim=-1).square() - 2 * products[-1] + mean.square().sum()
+    return (products[:-1] - (query_keys @ mean)[:, None]) / square.clamp_min(SMALLEST_WEIGHT).sqrt()
 
 
 def retrieve(
