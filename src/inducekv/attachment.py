@@ -162,7 +162,7 @@ class Attachment:
     def record(self, mass: Float[Tensor, "batch tokens"], injection: Injection) -> None:
         """Add one layer's attention mass on each memory token."""
         rows = injection.mask.shape[0]
-        mass = mass.view(rows, -1, mass.shape[-1]).mean(1)  # beams of a row
+        mass = mass.view(rows, -1, mass.shape[-1]).mean(1).to(injection.slots.device)  # beams of a row
         slots = mass.new_zeros(rows, injection.slot_count).scatter_add(1, injection.slots, mass)
         self._mass = slots if self._mass is None else self._mass + slots
         self._recorded += 1
