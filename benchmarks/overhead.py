@@ -1,7 +1,8 @@
 """What does a memory cost? Time to first token, decoding, retrieval and peak memory, beside the plain model.
 
     python benchmarks/overhead.py [--json] [--repeats 5] [--threads N] [--device cpu|cuda] [--dtype float32]
-                                  [--clock wall|cpu] [--parts first,two_pass,prompt,peft,retrieval,peak] [--sizes onevision|tiny]
+                                  [--clock wall|cpu] [--sizes onevision|tiny]
+                                  [--parts first,two_pass,prompt,peft,retrieval,peak]
 
 A random-weight model of LLaVA-OneVision-0.5B's dimensions answers one picture (729 tokens) and 32 text tokens with 32
 tokens. Everything is measured in one run, interleaved (A B C, C B A, ...); ratios are of medians, the spread is the

@@ -10,6 +10,8 @@ from torch.nn.functional import normalize, softplus
 
 SMALLEST_WEIGHT = 1e-8
 """Ranking and weights treat a relaxed selection weight below this as zero; it keeps logarithms finite."""
+CENTRED_TOGETHER = 256
+"""Keys that are centred at a time, so that a large memory is not written out a second time: they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,8 @@ def similarities(
         return query_keys @ memory_keys.T
     mean = memory_keys.mean(0)
     query_keys = normalize(query_keys - mean, dim=-1)
-    # <q, (k - m) / |k - m|> without writing k - m out: a large memory is read once, not copied
-    products = torch.cat([query_keys, mean[None]]) @ memory_keys.T
-    square = torch.linalg.vector_norm(memory_keys, dim=-1).square() - 2 * products[-1] + mean.square().sum()
-    return (products[:-1] - (query_keys @ mean)[:, None]) / square.clamp_min(SMALLEST_WEIGHT).sqrt()
+    pieces = memory_keys.split(CENTRED_TOGETHER)
+    return torch.cat([query_keys @ normalize(keys - mean, dim=-1).T for keys in pieces], dim=-1)
 
 
 def retrieve(
