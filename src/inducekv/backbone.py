@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.config import KeyPool
-from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, tapped, text_inputs
+from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, state_of, tapped, text_inputs
 from inducekv.devices import device_of
 from inducekv.encoded import Encoded
 from inducekv.examples import Example
@@ -264,9 +264,9 @@ class Backbone:
             tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
             inputs["attention_mask"] = torch.ones_like(tokens, dtype=torch.long)
         before = self._text_inputs(inputs)
-        with attached(self, None), tapped(self.text_model, key_layer) as hidden_of:
-            output = self.text_model(**before, use_cache=False)
-        return pooled_key(hidden_of(output), key_pool, inputs["attention_mask"].bool())
+        with attached(self, None):
+            hidden = state_of(self.text_model, key_layer, before)
+        return pooled_key(hidden, key_pool, inputs["attention_mask"].bool())
 
     # -- scoring
 
