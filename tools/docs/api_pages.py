@@ -11,7 +11,17 @@ GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
     (
         "attention",
         "Attention",
-        ("attention", "attachment", "attention_masks", "injection", "retrieval", "abstention", "rope", "cache", "check"),
+        (
+            "attention",
+            "attachment",
+            "attention_masks",
+            "injection",
+            "retrieval",
+            "abstention",
+            "rope",
+            "cache",
+            "check",
+        ),
     ),
     ("families", "Families", ("families", "decoder", "doctor")),
     ("compression", "Compression", ("compression",)),
@@ -56,5 +66,7 @@ def _page(title: str, members: list[str]) -> str:
     parts = [f"# {title}\n"]
     for member in members:
         parts.append(f"## inducekv.{member} {{: #module-{member.replace('.', '-')} }}\n")
-        parts.append(f"::: inducekv.{member}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n")
+        parts.append(
+            f"::: inducekv.{member}\n    options:\n      show_root_heading: false\n      show_root_toc_entry: false\n"
+        )
     return "\n".join(parts)

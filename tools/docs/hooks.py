@@ -13,7 +13,11 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools" / "docs"), str(ROOT / "tes
 import api_pages  # noqa: E402
 import families_table  # noqa: E402
 
-GENERATED = {"families": families_table.markdown}
+GENERATED = {
+    "families": families_table.families,
+    "decoders": families_table.decoders,
+    "parity": families_table.parity,
+}
 """What stands for `<!-- generated: NAME -->` in a page."""
 MARK = re.compile(r"<!-- generated: (\w+) -->")
 NOT_RUN = re.compile(r'^(```\w+) notest="([^"]+)"$', re.MULTILINE)
