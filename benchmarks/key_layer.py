@@ -58,7 +58,9 @@ def main() -> None:
             if retrieval == "in_flight" and key_layer == backbone.layers:
                 continue
             config = InduceKVConfig(
-                budget=parse_bytes(options.budget), key_layer=key_layer, retrieval=retrieval  # type: ignore[arg-type]
+                budget=parse_bytes(options.budget),
+                key_layer=key_layer,
+                retrieval=retrieval,  # type: ignore[arg-type]
             )
             row: dict[str, object] = {"key layer": key_layer, "retrieval": retrieval}
             single = single_tasks(backbone, config, seed=10, per_class=options.per_class)

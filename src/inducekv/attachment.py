@@ -86,9 +86,12 @@ class Attachment:
         self._prompt = ids
         self._mass, self._recorded, self.injection = None, 0, None
         tokens = ids if ids is not None else inputs["inputs_embeds"][..., 0]
+        mask = inputs.get("attention_mask")
         if self._in_flight is not None:
-            self._awaited = real_tokens(inputs.get("attention_mask"), tokens)
+            self._awaited = real_tokens(mask, tokens)
             return
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):  # made for a static cache
+            inputs["attention_mask"] = real_tokens(mask, tokens).long()
         self._providing = True
         try:
             assert self._provider is not None
@@ -159,7 +162,7 @@ class Attachment:
     def record(self, mass: Float[Tensor, "batch tokens"], injection: Injection) -> None:
         """Add one layer's attention mass on each memory token."""
         rows = injection.mask.shape[0]
-        mass = mass.view(rows, -1, mass.shape[-1]).mean(1)  # beams of a row
+        mass = mass.view(rows, -1, mass.shape[-1]).mean(1).to(injection.slots.device)  # beams of a row
         slots = mass.new_zeros(rows, injection.slot_count).scatter_add(1, injection.slots, mass)
         self._mass = slots if self._mass is None else self._mass + slots
         self._recorded += 1

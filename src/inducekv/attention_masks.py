@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Num
 from torch import Tensor
 
 from inducekv.injection import Injection
@@ -43,7 +43,7 @@ def widened_mask(
     return torch.cat([front.expand(-1, mask.shape[1], -1, -1).to(mask.dtype), mask], -1)
 
 
-def real_tokens(mask: Any, tokens: Int[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
+def real_tokens(mask: Any, tokens: Num[Tensor, "rows tokens"]) -> Bool[Tensor, "rows tokens"]:
     """Where a prompt is no padding, from its attention mask in whatever form `generate` made it.
 
     A static cache comes with masks `[rows, 1, queries, cache]`, or one for each kind of layer: a token that does not

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.config import KeyPool
 from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, tapped, text_inputs
+from inducekv.devices import device_of
 from inducekv.encoded import Encoded
 from inducekv.examples import Example
 from inducekv.families import FAMILIES, family_of, refusals
@@ -72,7 +73,8 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where inputs go and memories are put together; layers may be elsewhere."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -268,8 +270,8 @@ class Backbone:
                 hidden = self._decode(batch, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
             nll, mask = answer_nll(hidden, head, batch, prepared.max_answer, self.softcap)
-            nlls.append(nll)
-            masks.append(mask)
+            nlls.append(nll.to(self.device))
+            masks.append(mask.to(self.device))
             order.append(batch.rows)
             progress.advance(len(batch.rows))
         progress.stop()
@@ -347,7 +349,7 @@ class Backbone:
     def embedding_hash(self) -> str:
         """SHA-256 of the input embeddings; see `fingerprint.embedding_hash`."""
         if self._embedding_hash is None:
-            self._embedding_hash = embedding_hash(self.model.get_input_embeddings().weight)
+            self._embedding_hash = embedding_hash(self.model.get_input_embeddings())
         return self._embedding_hash
 
 

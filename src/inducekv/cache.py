@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 
+from inducekv.devices import device_of
 from inducekv.families import counted_positions
 from inducekv.injection import Injection
 from inducekv.rope import shift_keys
@@ -60,7 +61,8 @@ def as_cache(
     keys = shift_keys(backbone.text_model, keys, held)
     for layer, (_, value) in enumerate(both):
         value = _ordered(value, order, mask)
-        cache.update(keys[:, layer].to(value), value, layer)
+        device = device_of(backbone.text_model.layers[layer])
+        cache.update(keys[:, layer].to(device, value.dtype), value.to(device), layer)
     if beams > 1:
         cache.batch_repeat_interleave(beams)
     prompt, tokens = inputs["attention_mask"], inputs["input_ids"].shape[1]

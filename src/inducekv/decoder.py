@@ -127,9 +127,10 @@ def pooled_key(
 ) -> Float32[Tensor, "rows hidden"]:
     """Retrieval keys r(x) = h(x) / |h(x)| (InduceKV, specs section 1) from the tokens where `prefix` is True.
 
-    `"mean"` pools them all (the paper's); `"last"` takes the last one (CHOICE: better in the trial).
+    `"mean"` pools them all (the paper's); `"last"` takes the last one (CHOICE: better in the trial). Keys
+    come out where `prefix` is, wherever the layer was.
     """
-    hidden = hidden.float()
+    hidden = hidden.to(prefix.device, torch.float32)
     if key_pool == "mean":
         shown = prefix.to(hidden.dtype)[..., None]
         return normalize((hidden * shown).sum(1) / shown.sum(1), dim=-1)

@@ -172,9 +172,19 @@ class Entry:
         return cls(id, task, key, payload, encoded.span, encoded.answer_length, question, answer)
 
     @property
+    def tokens(self) -> int:
+        """Tokens in the payload."""
+        return self.payload.tokens
+
+    @property
     def text(self) -> bytes:
         """Id, question and answer as one line of JSON: how they lie in the file."""
         return _json([self.id, self.question, self.answer]) + b"\n"
+
+    @property
+    def text_nbytes(self) -> int:
+        """Bytes of `text`."""
+        return len(self.text)
 
 
 def _checked_layers(layers: tuple[int, ...], count: int) -> list[int]:
@@ -206,6 +216,39 @@ def check_name(what: str, name: str) -> None:
         raise TypeError(f"{what} must be text, got {name!r}")
     if not name or not name.isprintable() or len(name.encode("utf-8", "replace")) > NAME_LIMIT:
         raise ValueError(f"{what} must be 1 to {NAME_LIMIT} bytes of printable text, got {name[:NAME_LIMIT]!r}")
+
+
+def check_entry(entry: Entry, layout: Layout, payload_dtype: PayloadDtype | str) -> None:
+    """
+    Raises:
+        ValueError: the entry is not of this layout and payload dtype, or holds numbers that are not finite.
+    """
+    check_name("entry id", entry.id)
+    payload = entry.payload
+    shape = (payload.tokens, len(layout.layers), layout.kv_heads, layout.head_dim)
+    dtype = STORAGE_DTYPES[payload_dtype]
+    for name, tensor in (("keys", payload.keys), ("values", payload.values)):
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or not payload.tokens:
+            raise ValueError(
+                f"payload {name} of entry {entry.id!r} must be {dtype} [tokens >= 1, layers, kv_heads, head_dim] = "
+                f"{list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
+            )
+    for name, scales in (("key_scales", payload.key_scales), ("value_scales", payload.value_scales)):
+        if (scales is not None) != (payload_dtype == "int8"):
+            raise ValueError(f"{name} of entry {entry.id!r}: int8 payloads, and only they, have scales")
+        if scales is not None and (tuple(scales.shape) != shape[:-1] or scales.dtype != torch.float16):
+            raise ValueError(
+                f"{name} of entry {entry.id!r} must be float16 {list(shape[:-1])}, "
+                f"got {scales.dtype} {list(scales.shape)}"
+            )
+    if tuple(entry.key.shape) != (layout.key_dim,) or entry.key.dtype != torch.float16:
+        raise ValueError(
+            f"key of entry {entry.id!r} must be float16 [{layout.key_dim}], "
+            f"got {entry.key.dtype} {list(entry.key.shape)}"
+        )
+    numbers = (entry.key, payload.keys, payload.values, payload.key_scales, payload.value_scales)
+    if not all(torch.isfinite(x).all() for x in numbers if x is not None):
+        raise ValueError(f"entry {entry.id!r} holds numbers that are not finite")
 
 
 def _json(value: object) -> bytes:

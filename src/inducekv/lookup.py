@@ -97,7 +97,7 @@ class Lookup:
         Raises:
             ValueError: the batch has another number of rows than there are memories.
         """
-        batch = len(keys)
+        batch, keys = len(keys), keys.float().cpu()
         if self._each and batch % len(self._readings):
             raise ValueError(
                 f"{len(self._readings)} memories were attached, one for each row, but the batch has {batch} rows; "

@@ -254,7 +254,7 @@ class InducedModel:
         if memory is self.memory:
             return Reading(memory, self.config)
         check_fingerprint(memory.fingerprint, self.backbone)
-        config = config_of(memory)
+        config = config_of(memory) if "reading" in memory.metadata else self.config
         _check_keys(self.backbone, memory, self.config.replace(payload_dtype=memory.payload_dtype))
         return Reading(memory, config.replace(key_layer=self.config.key_layer))
 
