@@ -7,7 +7,23 @@ PACKAGE = Path(__file__).parents[2] / "src" / "inducekv"
 GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
     ("model", "Model and answers", ("model", "answers", "config", "backbone", "lookup")),
     ("examples", "Examples", ("examples", "readers", "rendering", "encoded", "scoring", "splits")),
-    ("memory", "Memory", ("memory", "memory_file", "entry", "payloads", "fingerprint", "training_state", "bytes")),
+    (
+        "memory",
+        "Memory",
+        (
+            *(
+                "memory",
+                "memory_file",
+                "entry",
+                "entries",
+                "payloads",
+                "payload_cache",
+                "fingerprint",
+                "training_state",
+            ),
+            *("stored_entries", "entry_table", "table_reader", "tensor_file", "atomic", "bytes"),
+        ),
+    ),
     (
         "attention",
         "Attention",
@@ -23,7 +39,7 @@ GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
             "check",
         ),
     ),
-    ("families", "Families", ("families", "decoder", "doctor")),
+    ("families", "Families", ("families", "decoder", "devices", "doctor")),
     ("compression", "Compression", ("compression",)),
     ("learning", "Learning", ("learner", "learn_report", "selection")),
     ("continual", "Continual learning", ("continual",)),

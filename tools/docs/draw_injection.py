@@ -156,7 +156,7 @@ def the_mask(axes: Axes, scheme: Scheme) -> None:
         fontsize=9.5,
         color=scheme.faint,
     )
-    axes.set(xlim=(-memory - 1.6, total + 0.4), ylim=(-2.6, total + 1.4), aspect="equal")
+    axes.set(xlim=(-memory - 1.6, total + 0.4), ylim=(-1.7, total + 1.2), aspect="equal")
     axes.axis("off")
 
 
