@@ -11,7 +11,7 @@ from inducekv.bytes import parse_bytes
 if TYPE_CHECKING:
     from inducekv.compression import Compression
 
-PayloadDtype = Literal["float32", "float16", "bfloat16", "int8"]
+PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int2"]
 KeyPool = Literal["last", "mean"]
 Retrieval = Literal["in_flight", "two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
@@ -29,7 +29,8 @@ class InduceKVConfig:
         payload: a compression method, or its name: `"none"`, `"mean_pool"` (the paper's), `"keep_answer"`.
         payload_tokens: `mean_pool`: tokens an entry is pooled to (at least 1); `keep_answer`: tokens the part that is
             not the answer is pooled to (0 drops it); ignored by `none`.
-        payload_dtype: number format of stored keys and values.
+        payload_dtype: number format of stored keys and values; `int8`, `int4` and `int2` have a float16 scale a token,
+            layer and head.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's).
@@ -62,7 +63,7 @@ class InduceKVConfig:
     budget: int | str = "256KiB"
     payload: "str | Compression" = "keep_answer"
     payload_tokens: int = 0
-    payload_dtype: PayloadDtype = "int8"
+    payload_dtype: PayloadDtype = "int4"
     key_layer: int | None = None
     key_pool: KeyPool = "last"
     key_centering: bool = False

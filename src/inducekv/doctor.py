@@ -16,8 +16,8 @@ from inducekv.families import DECODERS, FAMILIES, refusals, rope_types
 
 CONFIG_LIMIT = 4 * 2**20
 """Bytes of a `config.json` that is read."""
-BITS = {16: True, 8: True, 4: False, 2: False}
-"""Bits of a stored number, and whether this version stores payloads so."""
+BITS = (16, 8, 4, 2)
+"""Bits of a stored number."""
 TEXT_NBYTES = 128
 """Bytes of source text assumed for an entry."""
 
@@ -87,11 +87,10 @@ class Diagnosis:
         if self.layout is not None:
             fields["bits"] = {
                 str(bits): {
-                    "stored_by_this_version": stored,
                     "token_slot_nbytes": self.slot_nbytes(bits),
                     "entries": {budget: self.entries(budget, tokens, bits) for budget in budgets},
                 }
-                for bits, stored in BITS.items()
+                for bits in BITS
             }
         return {**fields, "supported": self.supported, "tokens": tokens}
 

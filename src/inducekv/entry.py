@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float16, Num
 from torch import Tensor
 
-from inducekv.compression.storage import STORAGE_DTYPES, dequantise, quantise
+from inducekv.compression.storage import BITS, STORAGE_DTYPES, dequantise, quantise, stored_width
 from inducekv.config import PayloadDtype
 from inducekv.encoded import Encoded
 
@@ -48,12 +48,12 @@ class Layout:
 
     def payload_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str) -> int:
         """Bytes of keys and values of `tokens` tokens, without scales."""
-        width = STORAGE_DTYPES[payload_dtype].itemsize
-        return 2 * tokens * len(self.layers) * self.kv_heads * self.head_dim * width
+        width = stored_width(self.head_dim, payload_dtype) * STORAGE_DTYPES[payload_dtype].itemsize
+        return 2 * tokens * len(self.layers) * self.kv_heads * width
 
     def scales_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str) -> int:
-        """Bytes of the float16 scales of int8 payloads: one a token, layer and head, for keys and for values."""
-        return 2 * tokens * len(self.layers) * self.kv_heads * 2 if payload_dtype == "int8" else 0
+        """Bytes of the float16 scales of integer payloads: one a token, layer and head, for keys and for values."""
+        return 2 * tokens * len(self.layers) * self.kv_heads * 2 if payload_dtype in BITS else 0
 
     def entry_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str, text_nbytes: int) -> int:
         """Bytes that an entry takes in the memory file: key, payload, scales, bookkeeping, text (`text_nbytes`)."""
@@ -70,14 +70,19 @@ class Payload:
     """Keys and values as they lie in the file.
 
     Attributes:
-        keys, values: `[tokens, layers, kv_heads, head_dim]` in the storage dtype; keys in the canonical frame.
-        key_scales, value_scales: `[tokens, layers, kv_heads]` float16 for int8 payloads, else None.
+        keys, values: `[tokens, layers, kv_heads, stored]` in the storage dtype, `stored` elements for the `head_dim`
+            numbers (`storage.stored_width`); keys in the canonical frame.
+        key_scales, value_scales: `[tokens, layers, kv_heads]` float16 for integer payloads, else None.
+        dtype: number format (`payload_dtype`).
+        head_dim: numbers of a head.
     """
 
-    keys: Num[Tensor, "tokens layers kv_heads head_dim"]
-    values: Num[Tensor, "tokens layers kv_heads head_dim"]
-    key_scales: Float[Tensor, "tokens layers kv_heads"] | None = None
-    value_scales: Float[Tensor, "tokens layers kv_heads"] | None = None
+    keys: Num[Tensor, "tokens layers kv_heads stored"]
+    values: Num[Tensor, "tokens layers kv_heads stored"]
+    key_scales: Float[Tensor, "tokens layers kv_heads"] | None
+    value_scales: Float[Tensor, "tokens layers kv_heads"] | None
+    dtype: PayloadDtype | str
+    head_dim: int
 
     @property
     def tokens(self) -> int:
@@ -102,12 +107,13 @@ class Payload:
         kept = slice(None) if layers is None else _checked_layers(layers, encoded.keys.shape[0])
         keys, values = (x.detach()[kept].cpu().permute(2, 0, 1, 3).contiguous() for x in (encoded.keys, encoded.values))
         stored_keys, stored_values = quantise(keys, payload_dtype), quantise(values, payload_dtype)
-        return cls(stored_keys.values, stored_values.values, stored_keys.scales, stored_values.scales)
+        scales = (stored_keys.scales, stored_values.scales)
+        return cls(stored_keys.values, stored_values.values, *scales, payload_dtype, keys.shape[-1])
 
     def load(self) -> tuple[Tensor, Tensor]:
         """Keys and values as float32 `[layers, kv_heads, tokens, head_dim]`."""
-        keys = dequantise(self.keys, self.key_scales)
-        values = dequantise(self.values, self.value_scales)
+        keys = dequantise(self.keys, self.key_scales, self.dtype, self.head_dim)
+        values = dequantise(self.values, self.value_scales, self.dtype, self.head_dim)
         return keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)
 
 
@@ -225,17 +231,23 @@ def check_entry(entry: Entry, layout: Layout, payload_dtype: PayloadDtype | str)
     """
     check_name("entry id", entry.id)
     payload = entry.payload
-    shape = (payload.tokens, len(layout.layers), layout.kv_heads, layout.head_dim)
+    width = stored_width(layout.head_dim, payload_dtype)
+    shape = (payload.tokens, len(layout.layers), layout.kv_heads, width)
     dtype = STORAGE_DTYPES[payload_dtype]
+    if (payload.dtype, payload.head_dim) != (payload_dtype, layout.head_dim):
+        raise ValueError(
+            f"payload of entry {entry.id!r} must be {payload_dtype} with {layout.head_dim} numbers a head, "
+            f"got {payload.dtype} with {payload.head_dim}"
+        )
     for name, tensor in (("keys", payload.keys), ("values", payload.values)):
         if tuple(tensor.shape) != shape or tensor.dtype != dtype or not payload.tokens:
             raise ValueError(
-                f"payload {name} of entry {entry.id!r} must be {dtype} [tokens >= 1, layers, kv_heads, head_dim] = "
+                f"payload {name} of entry {entry.id!r} must be {dtype} [tokens >= 1, layers, kv_heads, {width}] = "
                 f"{list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
             )
     for name, scales in (("key_scales", payload.key_scales), ("value_scales", payload.value_scales)):
-        if (scales is not None) != (payload_dtype == "int8"):
-            raise ValueError(f"{name} of entry {entry.id!r}: int8 payloads, and only they, have scales")
+        if (scales is not None) != (payload_dtype in BITS):
+            raise ValueError(f"{name} of entry {entry.id!r}: integer payloads, and only they, have scales")
         if scales is not None and (tuple(scales.shape) != shape[:-1] or scales.dtype != torch.float16):
             raise ValueError(
                 f"{name} of entry {entry.id!r} must be float16 {list(shape[:-1])}, "

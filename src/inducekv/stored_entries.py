@@ -1,7 +1,7 @@
 """Entries that stay in their file: what is asked of one is read when it is asked."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float16
 from torch import Tensor
 
-from inducekv.compression.storage import STORAGE_DTYPES
+from inducekv.compression.storage import BITS, STORAGE_DTYPES, stored_width
 from inducekv.config import PayloadDtype
 from inducekv.entry import Entry, Layout, Payload
 from inducekv.entry_table import ANSWER_LENGTH, SPAN, TASK, TOKENS, EntryTable
 from inducekv.tensor_file import Block, MemoryFileError, TensorFile
 
 PARTS = ("payload_keys", "payload_values", "key_scales", "value_scales")
-"""Tensors of a file that have a row for each token; the last two only with int8 payloads."""
+"""Tensors of a file that have a row for each token; the last two only with integer payloads."""
 
 ROWS = 4096
 """Rows that are checked at once."""
@@ -28,13 +28,13 @@ def blocks_of(
 ) -> dict[str, Block]:
     """Tensors of the file of so many entries with so many payload tokens and bytes of text, all together."""
     rows = (tokens, len(layout.layers), layout.kv_heads)
-    payload = Block(STORAGE_DTYPES[payload_dtype], (*rows, layout.head_dim))
+    payload = Block(STORAGE_DTYPES[payload_dtype], (*rows, stored_width(layout.head_dim, payload_dtype)))
     scales = Block(torch.float16, rows)
     return {
         "keys": Block(torch.float16, (entries, layout.key_dim)),
         "payload_keys": payload,
         "payload_values": payload,
-        **({"key_scales": scales, "value_scales": scales} if payload_dtype == "int8" else {}),
+        **({"key_scales": scales, "value_scales": scales} if payload_dtype in BITS else {}),
         "numbers": Block(torch.int32, (entries, 4)),
         "text": Block(torch.uint8, (text,)),
         "calibration": Block(torch.float32, (1 + len(layout.layers),)),
@@ -78,7 +78,12 @@ class StoredEntries:
         parts = [self.file.read(name, start, stop) for name in PARTS if name in self.file.blocks]
         if not all(finite(part) for part in parts):
             raise MemoryFileError(f"entry {row} of {self.file.path} holds numbers that are not finite")
-        return Payload(*parts)
+        return self._payload(parts)
+
+    def _payload(self, parts: Sequence[Tensor]) -> Payload:
+        keys, values, *scales = parts
+        key_scales, value_scales = scales if scales else (None, None)
+        return Payload(keys, values, key_scales, value_scales, self.payload_dtype, self.layout.head_dim)
 
     def read_all(self) -> list[Entry]:
         """All entries, whole. Raises as `payload`."""
@@ -96,7 +101,7 @@ class StoredEntries:
             zip(texts, self.table.numbers.tolist(), strict=True)
         ):
             name, question, answer = json.loads(line)
-            payload = Payload(*(part[i] for part in parts))
+            payload = self._payload([part[i] for part in parts])
             entries.append(Entry(name, self.table.tasks[task], keys[i], payload, span, answer_length, question, answer))
         return entries
 
