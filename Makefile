@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test test-oldest lint types clean
+.PHONY: demo test test-oldest lint types docs parity clean
 
 demo: $(VENV)/.bench ## set up and teach the shipped model a stream of tasks
 	$(BIN)/inducekv demo
@@ -20,6 +20,13 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+docs: $(VENV)/.dev ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+parity: $(VENV)/.dev ## run the parity suite and keep its results for the documentation
+	$(BIN)/python -m pytest tests/test_family_parity.py --junitxml=build/parity.xml
+	$(BIN)/python tools/docs/parity_results.py build/parity.xml
 
 clean:
 	rm -rf $(VENV) .venv-older demo-report build dist

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def examine(model: str | Path) -> Diagnosis:
     if str(model) == "embedded":
         from inducekv.embedded import path
 
-        return examine(path())
+        return replace(examine(path()), model="embedded")
     file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
     if file.is_file():
         fields = _read(file)
