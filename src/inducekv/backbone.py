@@ -112,6 +112,7 @@ class Backbone:
         with_answer: bool,
         *,
         embed: bool = False,
+        shown: Sequence[Sequence[Example]] | None = None,
         batch_size: int = 32,
         progress: Progress = SILENT,
     ) -> Prepared:
@@ -122,6 +123,7 @@ class Backbone:
             with_answer: include the answers (to score or encode), or end with the generation prompt (to answer).
             embed: also run everything before the text decoder (vision tower, embeddings), so that repeated scoring
                 only runs the decoder.
+            shown: for each of `examples`, others with answers that come before it as chat turns.
             batch_size: rows in a batch.
 
         Raises:
@@ -134,8 +136,8 @@ class Backbone:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         ends, rendered = self._end_tokens(), []
         progress.start("reading examples", len(examples))
-        for example in examples:
-            rendered.append(render(self.processor, example, with_answer, ends))
+        for example, before in zip(examples, shown or [()] * len(examples), strict=True):
+            rendered.append(render(self.processor, example, with_answer, ends, before))
             progress.advance()
         progress.stop()
         order = sorted(range(len(rendered)), key=lambda i: rendered[i].tokens)
