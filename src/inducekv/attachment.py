@@ -96,15 +96,16 @@ class Attachment:
         self._mass, self._recorded, self.injection = None, 0, None
         tokens = ids if ids is not None else inputs["inputs_embeds"][..., 0]
         mask = inputs.get("attention_mask")
+        real = real_tokens(mask, tokens)
         if self._in_flight is not None:
-            self._awaited = real_tokens(mask, tokens)
+            self._awaited = real
             return
         if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):  # made for a static cache
-            inputs["attention_mask"] = real_tokens(mask, tokens).long()
+            inputs["attention_mask"] = real.long()
         self._providing = True
         try:
             assert self._provider is not None
-            self.injection = self._checked(self._provider(inputs), *tokens.shape)
+            self.injection = self._checked(self._provider(inputs), real)
         finally:
             self._providing = False
 
@@ -114,13 +115,14 @@ class Attachment:
         if real is None or self._in_flight is None or not self.rules:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
-        self.injection = self._checked(self._in_flight.provide(hidden, real.to(hidden.device)), *real.shape)
+        self.injection = self._checked(self._in_flight.provide(hidden, real.to(hidden.device)), real)
 
-    def _checked(self, injection: Injection | None, rows: int, tokens: int) -> Injection | None:
+    def _checked(self, injection: Injection | None, real: Bool[Tensor, "rows tokens"]) -> Injection | None:
         if injection is None:
             return None
         self._check(injection)
-        repeats_of(rows, injection)
+        repeats_of(len(real), injection)
+        tokens = int(real.sum(-1).amax())
         if self._context is not None and tokens + injection.span > self._context:
             raise ValueError(
                 f"the prompt has {tokens} tokens and the memory takes {injection.span} positions before it: together "
