@@ -106,7 +106,12 @@ def test_the_configuration_says_what_windows_see() -> None:
     encoded = backbone.encode([example(backbone, 1)])[0]
     for visibility in ("all", "window"):
         config = InduceKVConfig(
-            budget="4MiB", payload="none", payload_dtype="float32", abstain=False, visibility=visibility
+            budget="4MiB",
+            payload="none",
+            payload_dtype="float32",
+            abstain=False,
+            visibility=visibility,
+            retrieval="two_pass",
         )
         assert f'"visibility":"{visibility}"' in reading_of(config)
         model = InducedModel.from_pretrained(backbone, config=config)

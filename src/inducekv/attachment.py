@@ -37,8 +37,17 @@ class Attachment:
         injection: what attention reads now, or None.
     """
 
-    def __init__(self, memory: Injection | Provider | InFlight | None, modules: list[Any], record_mass: bool) -> None:
+    def __init__(
+        self,
+        memory: Injection | Provider | InFlight | None,
+        modules: list[Any],
+        record_mass: bool,
+        check: Callable[[Injection], None],
+    ) -> None:
         self.injection = memory if isinstance(memory, Injection) else None
+        self._check = check
+        if self.injection is not None:
+            check(self.injection)
         self.record_mass = record_mass
         self._in_flight = memory if isinstance(memory, InFlight) else None
         self._provider = memory if callable(memory) else None
@@ -110,6 +119,7 @@ class Attachment:
     def _checked(self, injection: Injection | None, rows: int, tokens: int) -> Injection | None:
         if injection is None:
             return None
+        self._check(injection)
         repeats_of(rows, injection)
         if self._context is not None and tokens + injection.span > self._context:
             raise ValueError(

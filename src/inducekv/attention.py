@@ -7,24 +7,27 @@ widens the mask; everything else about the model stays as it is, so a plain `gen
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from inducekv.attachment import ATTRIBUTE, Attachment, Provider
 from inducekv.attachment import InFlight as InFlight
 from inducekv.attention_masks import repeats_of
+from inducekv.fitting import check_fits
 from inducekv.injection import Injection
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
 
-REGISTERED = {"sdpa": "inducekv_sdpa", "eager": "inducekv_eager"}
+REGISTERED = {"sdpa": "inducekv_sdpa", "eager": "inducekv_eager", "flex_attention": "inducekv_flex"}
 
 
 def _attend(
@@ -88,7 +91,24 @@ def inducekv_eager(
     return _attend(base, module, query, key, value, attention_mask, **kwargs)
 
 
+def inducekv_flex(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Any:
+    """Flex attention, over memory too. Its mask is added to the logits: no blocks are skipped."""
+
+    def base(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(
+                ~mask, torch.finfo(query.dtype).min
+            )
+        return flex_attention_forward(module, query, key, value, mask, **kwargs)
+
+    return _attend(base, module, query, key, value, attention_mask, **kwargs)
+
+
 AttentionInterface.register("inducekv_sdpa", inducekv_sdpa)
+AttentionInterface.register("inducekv_flex", inducekv_flex)
+AttentionMaskInterface.register("inducekv_flex", eager_mask)
 AttentionInterface.register("inducekv_eager", inducekv_eager)
 AttentionMaskInterface.register("inducekv_sdpa", sdpa_mask)
 AttentionMaskInterface.register("inducekv_eager", eager_mask)
@@ -121,8 +141,9 @@ def attached(
 
     Raises:
         ParityError: the check failed.
-        ValueError: the model's attention implementation is neither `sdpa` nor `eager`; while open, from the model: the
-            rows of a batch are not those of the memory, or prompt and memory together exceed the model's context.
+        ValueError: the model's attention implementation is not `sdpa`, `eager` or `flex_attention`, or the memory does
+            not fit the model (`fitting.check_fits`); while open, from the model: the rows of a batch are not those of
+            the memory, or prompt and memory together exceed the model's context.
     """
     if check:
         from inducekv.check import check_parity  # which attaches in its turn
@@ -135,10 +156,10 @@ def attached(
     if wanted is None:
         raise ValueError(
             f"attention implementation {before!r} cannot read memory; "
-            "load the model with attn_implementation='sdpa' or 'eager'"
+            "load the model with attn_implementation='sdpa' or 'eager' (or 'flex_attention')"
         )
     modules = [layer.self_attn for layer in text.layers]
-    attachment = Attachment(memory, modules, record_mass)
+    attachment = Attachment(memory, modules, record_mass, partial(check_fits, backbone=backbone))
     previous = [module.__dict__.get(ATTRIBUTE) for module in modules]
     hooks = []
     if memory is not None and not isinstance(memory, Injection):

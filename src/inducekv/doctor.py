@@ -12,7 +12,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from inducekv.bytes import parse_bytes
 from inducekv.entry import BOOKKEEPING, Layout
-from inducekv.families import DECODERS, FAMILIES, refusals, rope_types
+from inducekv.families import DECODERS, FAMILIES, refusals, rope_types, unknown_family
 
 CONFIG_LIMIT = 4 * 2**20
 """Bytes of a `config.json` that is read."""
@@ -157,9 +157,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _unknown(model: str, fields: dict[str, Any]) -> Diagnosis:
     kind = fields.get("model_type")
-    reason = f"model family {kind!r} is not one that the installed transformers knows"
-    if "auto_map" in fields:
-        reason += ": it brings its own code, whose attention does not go through the attention interface"
+    reason = unknown_family(kind, "auto_map" in fields)
     return Diagnosis(model, kind, None, None, None, None, None, 0, None, (), (reason,), ())
 
 
@@ -190,7 +188,9 @@ def _notes(config: Any, text: Any, sliding: int, window: int | None) -> list[str
     needs = None if family is None else family.processor_needs
     if needs is not None and find_spec(needs) is None:
         notes.append(f"its processor needs {needs}, which is not installed: pip install {needs}")
+    if getattr(config, "auto_map", None):
+        notes.append("brings its own code, which is not run: the class that transformers has for the family is used")
     if getattr(config, "quantization_config", None) is not None:
         notes.append("quantised weights: attached(check=True) compares memory with prompt tokens on the loaded model")
-    notes.append("attention implementations: sdpa and eager; flash attention and flex are refused when attaching")
+    notes.append("attention implementations: sdpa and eager, and flex (untested on GPUs); flash attention is refused")
     return notes

@@ -127,6 +127,7 @@ class Example:
         images: pictures as PIL images or paths of picture files; files are decoded only by `load_images`.
         id: a name for the example; by default `identifier` derives one from the content.
         metadata: anything else a caller wants to keep beside it (class name, source line); never shown to the model.
+        references: further right answers, for graders that compare with several; never shown to the model.
     """
 
     question: str
@@ -134,6 +135,7 @@ class Example:
     images: tuple[ImageSource, ...] = ()
     id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), compare=False)
+    references: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.question, str):
@@ -178,3 +180,21 @@ class Example:
             else:
                 feed(b"p", f"{source.mode} {source.size}".encode() + source.tobytes())
         return digest.hexdigest()[:16]
+
+
+def image_key(example: Example) -> str:
+    """A stable name for what the example shows, the same for two questions about one picture: to cluster errors by.
+
+    16 hex digits of the SHA-256 over the pictures' resolved paths or, where they are objects, over their pixels; an
+    example without pictures is a cluster of its own.
+    """
+    if not example.images:
+        return example.identifier
+    digest = hashlib.sha256()
+    for source in example.images:
+        if isinstance(source, Path):
+            data = b"f" + str(source.resolve()).encode()
+        else:
+            data = b"p" + f"{source.mode} {source.size}".encode() + source.tobytes()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:16]

@@ -19,11 +19,13 @@ from inducekv.config import InduceKVConfig, Weighting
 from inducekv.decoder import chosen_key_layer
 from inducekv.entry import Layout
 from inducekv.examples import Example, ImageSource
+from inducekv.injection import Injection
 from inducekv.learner import READING, LearnReport, learn
 from inducekv.lookup import Lookup, Reading
 from inducekv.memory import KVMemory
 from inducekv.memory_file import FingerprintError, check_fingerprint
 from inducekv.progress import SILENT, Progress
+from inducekv.scoring import Scores
 from inducekv.training_state import TrainingState
 
 EMBEDDED = "embedded"
@@ -175,6 +177,22 @@ class InducedModel:
 
         texts = self.backbone.generate(prepared, injection, max_new_tokens, on_batch=note, progress=progress, **options)
         return [Answer(text, read.get(row, [])) for row, text in enumerate(texts)]
+
+    def score(self, examples: Sequence[Example], *, progress: Progress = SILENT) -> Scores:
+        """How well the model predicts the examples' answers when each question reads its own entries.
+
+        Raises:
+            ValueError: an example has no answer, or a picture cannot be read.
+        """
+        keys = self.query_keys([Example(e.question, None, e.images) for e in examples], progress=progress)
+
+        lookup = Lookup(self.backbone, self.config, Reading(self.memory, self.config))
+
+        def injection(rows: Tensor) -> Injection | None:
+            return lookup(keys[rows.cpu()])
+
+        with torch.no_grad():
+            return self.backbone.score(examples, injection, batch_size=self.config.batch_size, progress=progress)
 
     def query_keys(
         self, examples: Sequence[Example], *, progress: Progress = SILENT

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
+from PIL import Image
 from torch import Tensor
 
 from inducekv.examples import Example
@@ -68,34 +69,48 @@ class Prepared:
     max_answer: int
 
 
-def conversation(example: Example, with_answer: bool) -> list[dict[str, Any]]:
-    """The example as chat messages: pictures and question from the user, the answer from the assistant."""
+def conversation(example: Example, with_answer: bool, shown: Sequence[Example] = ()) -> list[dict[str, Any]]:
+    """The example as chat messages: pictures and question from the user, the answer from the assistant.
+
+    Examples that are `shown` come before it as whole turns.
+    """
+    earlier = [message for each in shown for message in conversation(each, True)]
     content: list[dict[str, Any]] = [{"type": "image"} for _ in example.images]
     content.append({"type": "text", "text": example.question})
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if with_answer:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": example.answer}]})
-    return messages
+    return [*earlier, *messages]
 
 
-def render(processor: Any, example: Example, with_answer: bool, end_tokens: frozenset[int]) -> Rendered:
-    """Render one example through the processor's chat template.
+def render(
+    processor: Any,
+    example: Example,
+    with_answer: bool,
+    end_tokens: frozenset[int],
+    shown: Sequence[Example] = (),
+) -> Rendered:
+    """Render one example through the processor's chat template, after those that are `shown` (each with its answer).
 
     The answer is what follows the common beginning of the rendered question (with generation prompt) and the whole
     rendered conversation, in tokens. White space that a template writes after the end-of-turn token is dropped, so
     that the sequence ends where generation would.
 
     Raises:
-        ValueError: an answer is needed and missing or empty, or the template renders no answer.
+        ValueError: an answer is needed and missing or empty, the template renders no answer, or examples are shown to a
+            model that has no chat.
     """
     if with_answer and not example.answer:
         raise ValueError(f"example {example.identifier!r} has no answer; every example to learn or score needs one")
     if "suffix" in signature(processor.__call__).parameters or type(processor).__name__ == "PaliGemmaProcessor":
+        if shown:
+            raise ValueError("this model's processor has no chat turns to show examples in; ask without them")
         return _render_suffix(processor, example, with_answer)
-    prompt = processor.apply_chat_template(conversation(example, False), add_generation_prompt=True)
+    images = [image for each in (*shown, example) for image in each.load_images()]
+    prompt = processor.apply_chat_template(conversation(example, False, shown), add_generation_prompt=True)
     if not with_answer:
-        return Rendered(_process(processor, prompt, example), 0)
-    whole = processor.apply_chat_template(conversation(example, True), add_generation_prompt=False)
+        return Rendered(_process(processor, prompt, images), 0)
+    whole = processor.apply_chat_template(conversation(example, True, shown), add_generation_prompt=False)
     tokenizer = processor.tokenizer
     asked, told = (_token_ids(tokenizer, text) for text in (prompt, whole))
     common = next((i for i, (a, b) in enumerate(zip(asked, told, strict=False)) if a != b), min(len(asked), len(told)))
@@ -103,7 +118,7 @@ def render(processor: Any, example: Example, with_answer: bool, end_tokens: froz
     surplus = _white_space_after_end(tokenizer, told[common:], end_tokens)
     if answer_length - surplus < 1:
         raise ValueError(f"the chat template renders no answer for example {example.identifier!r}: {whole!r}")
-    inputs = _process(processor, whole, example)
+    inputs = _process(processor, whole, images)
     if surplus:
         length = inputs["input_ids"].shape[1]
         inputs = {k: v[:, :-surplus] if _one_row(v, length) else v for k, v in inputs.items()}
@@ -164,10 +179,9 @@ def _one_row(tensor: Tensor, tokens: int) -> bool:
     return tensor.dim() == 2 and tensor.shape == (1, tokens)
 
 
-def _process(processor: Any, text: str, example: Example) -> dict[str, Tensor]:
+def _process(processor: Any, text: str, images: Sequence[Image.Image]) -> dict[str, Tensor]:
     options = {} if not _begins_itself(processor.tokenizer, text) else {"add_special_tokens": False}
-    images = example.load_images() or None
-    inputs = dict(processor(text=[text], images=images, return_tensors="pt", **options))
+    inputs = dict(processor(text=[text], images=list(images) or None, return_tensors="pt", **options))
     inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     return {name: tensor for name, tensor in inputs.items() if isinstance(tensor, Tensor)}
 

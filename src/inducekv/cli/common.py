@@ -20,7 +20,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 USAGE_ERROR = 2
-EXTRA_OF_MODULE = {"peft": "bench", "matplotlib": "bench", "sklearn": "bench"}
+EXTRA_OF_MODULE = dict.fromkeys(("peft", "matplotlib", "sklearn", "pandas", "accelerate"), "bench")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]

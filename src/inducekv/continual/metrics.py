@@ -1,16 +1,19 @@
 """Figures of a stream, all from the accuracy matrix.
 
-`matrix[t, i]` is the accuracy in percent on task i after task t was learned; cells with i > t are NaN (not measured).
-Names and formulas are those of the literature on multimodal continual instruction tuning (HiDe-LLaVA's "Avg" and
-"Last", VQACL's forgetting).
+`matrix[t, i]` is the accuracy in percent on task i after task t was learned. Cells with i <= t are measured; of those
+above the diagonal `matrix[i - 1, i]` may be (a task asked just before it is learned), all others are NaN. Names and
+formulas are those of the literature on multimodal continual instruction tuning, where one figure often has several
+names: Last is MFN, AP and ACC; Avg is MAA.
 """
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
 AccuracyMatrix = Float[np.ndarray, "after_task on_task"]
+Denominator = Literal["T-1", "T"]
 
 
 def empty_matrix(tasks: int) -> AccuracyMatrix:
@@ -18,20 +21,34 @@ def empty_matrix(tasks: int) -> AccuracyMatrix:
     return np.full((tasks, tasks), np.nan)
 
 
-def average(matrix: AccuracyMatrix) -> float:
-    """Avg (MAA): the mean over t of the mean of row t up to task t; percent."""
+def average(matrix: AccuracyMatrix, sizes: Sequence[int] | None = None) -> float:
+    """Avg (MAA): the mean over t of the mean of row t up to task t; percent.
+
+    Args:
+        sizes: test questions of each task, to weight tasks by them within a row; None weights all alike.
+    """
     _check(matrix)
-    return float(np.mean([matrix[t, : t + 1].mean() for t in range(len(matrix))]))
+    weights = _weights(matrix, sizes)
+    return float(np.mean([np.average(matrix[t, : t + 1], weights=weights[: t + 1]) for t in range(len(matrix))]))
 
 
-def last(matrix: AccuracyMatrix) -> float:
-    """Last (MFN, AP): the mean of the final row; percent."""
+def last(matrix: AccuracyMatrix, sizes: Sequence[int] | None = None) -> float:
+    """Last (MFN, AP, ACC): the mean of the final row; percent. Weighted by `sizes` it is DGG's FAA."""
     _check(matrix)
-    return float(matrix[-1].mean())
+    return float(np.average(matrix[-1], weights=_weights(matrix, sizes)))
+
+
+def just_learned(matrix: AccuracyMatrix, sizes: Sequence[int] | None = None) -> float:
+    """MFT (New.ACC): the mean of the diagonal, each task right after it was learned; percent."""
+    _check(matrix)
+    return float(np.average(np.diag(matrix), weights=_weights(matrix, sizes)))
 
 
 def forgetting(matrix: AccuracyMatrix) -> float:
-    """Forgetting (VQACL): mean over i < T of max over t < T of matrix[t, i] - matrix[T, i]; points, 0 for one task."""
+    """Forgetting (AF, VQACL): mean over i < T of max over t < T of matrix[t, i] - matrix[T, i]; points, 0 for one task.
+
+    It is at least -BWT(T-1): the best earlier score is at least the one right after learning.
+    """
     _check(matrix)
     tasks = len(matrix)
     if tasks == 1:
@@ -39,13 +56,46 @@ def forgetting(matrix: AccuracyMatrix) -> float:
     return float(np.mean([matrix[i:-1, i].max() - matrix[-1, i] for i in range(tasks - 1)]))
 
 
-def backward_transfer(matrix: AccuracyMatrix) -> float:
-    """BWT with denominator T - 1: mean over i < T of matrix[T, i] - matrix[i, i]; points, 0 for one task."""
+def backward_transfer(matrix: AccuracyMatrix, denominator: Denominator = "T-1") -> float:
+    """BWT: the sum over i < T of matrix[T, i] - matrix[i, i], over T - 1 (MCITlib, MLLM-CL) or T (CoIN); points.
+
+    The literature uses both denominators under one name; BWT(T-1) = (MFN - MFT) * T / (T - 1) and BWT(T) = MFN - MFT.
+    0 for one task.
+
+    Raises:
+        ValueError: another denominator.
+    """
     _check(matrix)
+    if denominator not in ("T-1", "T"):
+        raise ValueError(f"the denominator of BWT is 'T-1' or 'T', got {denominator!r}")
     tasks = len(matrix)
     if tasks == 1:
         return 0.0
-    return float(np.mean([matrix[-1, i] - matrix[i, i] for i in range(tasks - 1)]))
+    return float((matrix[-1] - np.diag(matrix)).sum() / (tasks if denominator == "T" else tasks - 1))
+
+
+def forward_transfer(matrix: AccuracyMatrix, before: Float[np.ndarray, "on_task"]) -> float | None:
+    """FWT: mean over i > 1 of matrix[i - 1, i] - before[i]: what earlier tasks bring to one not yet learned; points.
+
+    Args:
+        before: accuracy of the model that has learned nothing (the zero-shot row).
+
+    Returns:
+        None where tasks were not asked before they were learned, or there is only one.
+    """
+    _check(matrix)
+    ahead = np.diag(matrix, 1)
+    if not len(ahead) or np.isnan(ahead).any():
+        return None
+    return float(np.mean(ahead - before[1:]))
+
+
+def _weights(matrix: AccuracyMatrix, sizes: Sequence[int] | None) -> Float[np.ndarray, "tasks"]:
+    if sizes is None:
+        return np.ones(len(matrix))
+    if len(sizes) != len(matrix) or min(sizes) < 1:
+        raise ValueError(f"expected a test size of at least 1 for each of {len(matrix)} tasks, got {list(sizes)}")
+    return np.asarray(sizes, dtype=float)
 
 
 def _check(matrix: AccuracyMatrix) -> None:

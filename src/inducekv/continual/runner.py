@@ -9,37 +9,59 @@ from typing import Any
 
 import numpy as np
 
-from inducekv.continual.graders import accuracy
 from inducekv.continual.methods.base import Method
 from inducekv.continual.metrics import AccuracyMatrix, average, empty_matrix, forgetting, last
-from inducekv.continual.stream import Stream
-from inducekv.progress import SILENT, Progress
+from inducekv.continual.ranks import Ranks
+from inducekv.continual.stream import Experience, Stream
+from inducekv.progress import SILENT, Labelled, Progress
 
 
 @dataclass
 class MethodResult:
-    """What one method did on a stream.
+    """What one method did on a stream so far.
 
     Attributes:
-        matrix: percent; NaN above the diagonal (a task not learned yet is not asked).
-        learn_seconds: wall-clock seconds spent in `learn` over the stream.
-        answer_seconds: wall-clock seconds to answer every test question of the stream once (the final row).
-        deployed_bytes: after the last task.
+        matrix: percent; NaN where a task was not asked.
+        faithful: the same under the published graders where a task has one beside the fixed one, else None.
+        deployed_of_task, training_of_task: bytes kept after each task.
+        learn_of_task: wall-clock seconds of each task's learning.
+        answer_of_task: wall-clock seconds that each task's test took when it was last asked.
+        final_answers: to each task's questions, when last asked; after the stream, the final row.
+        diagonal_answers: to each task's questions right after learning it.
+        scores: of `final_answers`, 0 to 1.
     """
 
     name: str
     title: str
     matrix: AccuracyMatrix
-    deployed_bytes: int = 0
-    learn_seconds: float = 0.0
-    answer_seconds: float = 0.0
+    faithful: AccuracyMatrix | None = None
+    deployed_of_task: list[int] = field(default_factory=list)
+    training_of_task: list[int] = field(default_factory=list)
+    learn_of_task: list[float] = field(default_factory=list)
+    answer_of_task: list[float] = field(default_factory=list)
     final_answers: list[list[str]] = field(default_factory=list)
+    diagonal_answers: list[list[str]] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
+
+    @property
+    def deployed_bytes(self) -> int:
+        """After the last task learned; 0 before the first."""
+        return self.deployed_of_task[-1] if self.deployed_of_task else 0
+
+    @property
+    def learn_seconds(self) -> float:
+        """Spent in `learn` over the stream."""
+        return sum(self.learn_of_task)
+
+    @property
+    def answer_seconds(self) -> float:
+        """To answer every test question of the stream once."""
+        return sum(self.answer_of_task)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able figures; cells that were not measured are null."""
-        rows = [[None if np.isnan(cell) else round(float(cell), 3) for cell in row] for row in self.matrix]
         return {
-            "matrix": rows,
+            "matrix": _rows(self.matrix),
             "avg": round(average(self.matrix), 3),
             "last": round(last(self.matrix), 3),
             "forgetting": round(forgetting(self.matrix), 3),
@@ -48,53 +70,122 @@ class MethodResult:
             "answer_seconds": round(self.answer_seconds, 3),
         }
 
+    def to_state(self) -> dict[str, Any]:
+        """Everything, as JSON, to go on from."""
+        state = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        matrices = {name: None if state[name] is None else state[name].tolist() for name in ("matrix", "faithful")}
+        return state | {
+            name: None if rows is None else [[None if cell != cell else cell for cell in row] for row in rows]
+            for name, rows in matrices.items()
+        }
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> MethodResult:
+        """The inverse of `to_state`."""
+        matrices = {
+            name: None if state[name] is None else np.array(state[name], dtype=float) for name in ("matrix", "faithful")
+        }
+        return cls(**{**state, **matrices})
+
 
 AfterTask = Callable[[int, Sequence[MethodResult]], None]
 
 
 def run(
-    stream: Stream, methods: Sequence[Method], progress: Progress = SILENT, after_task: AfterTask | None = None
+    stream: Stream,
+    methods: Sequence[Method],
+    progress: Progress = SILENT,
+    after_task: AfterTask | None = None,
+    *,
+    ahead: bool = False,
+    ranks: Ranks | None = None,
+    resumed: Sequence[MethodResult] = (),
 ) -> list[MethodResult]:
     """Lets every method learn the stream task by task, and asks all test questions of the tasks so far after each.
 
     Methods go side by side (each learns task t before any learns t + 1), so that one may look at another's memory.
+    Where the stream hides its task labels, methods get masked experiences, except those that say they see labels.
 
     Args:
         after_task: called with the task's number (from 0) and the results so far, matrices filled up to that row.
+        ahead: also ask each task just before it is learned (forward transfer); not of methods that need its label.
+        ranks: this process among several that share the test questions out; None for one alone.
+        resumed: results of an earlier, unfinished run, to whose state the methods have been brought back.
 
     Raises:
-        ValueError: no methods, or two of one name.
+        ValueError: no methods, two of one name, or results of others to resume.
     """
     names = [method.name for method in methods]
     if not names or len(set(names)) != len(names):
         raise ValueError(f"expected methods of different names (at least one), got {names}")
-    results = [MethodResult(method.name, method.title, empty_matrix(len(stream))) for method in methods]
-    for number, experience in enumerate(stream.experiences):
+    results = list(resumed) or [_empty(stream, method) for method in methods]
+    if [result.name for result in results] != names:
+        raise ValueError(f"expected results of {names} to go on from, got {[result.name for result in results]}")
+    for number in range(len(results[0].learn_of_task), len(stream)):
+        experience = stream.experiences[number]
         for method, result in zip(methods, results, strict=True):
+            labelled = Labelled(progress, f"{method.title}, task {number + 1} of {len(stream)}")
+            seen = experience if method.sees_task_labels or stream.task_labels == "train" else experience.masked()
             started = time.perf_counter()
-            method.learn(experience, progress)
-            result.learn_seconds += time.perf_counter() - started
-            _answer_tasks_so_far(stream, number, method, result, progress)
-            result.deployed_bytes = method.deployed_bytes
+            method.learn(seen, labelled)
+            result.learn_of_task.append(time.perf_counter() - started)
+            result.deployed_of_task.append(method.deployed_bytes)
+            result.training_of_task.append(method.training_bytes)
+            _ask_tasks_so_far(stream, number, method, result, labelled, ahead, ranks or Ranks())
         if after_task is not None:
             after_task(number, results)
     return results
 
 
-def _answer_tasks_so_far(stream: Stream, number: int, method: Method, result: MethodResult, progress: Progress) -> None:
-    first = 0 if method.learns else number  # unchanged answers are not asked for again
-    if not method.learns and number:
-        result.matrix[number, :number] = result.matrix[number - 1, :number]
-    seconds = 0.0
-    answers: list[list[str]] = []
-    for task in range(first, number + 1):
-        test = stream.experiences[task].test
-        started = time.perf_counter()
-        answers.append(method.answer(test, progress))
-        seconds += time.perf_counter() - started
-        result.matrix[number, task] = accuracy(answers[-1], [example.answer or "" for example in test])
-    if method.learns:
-        result.answer_seconds, result.final_answers = seconds, answers
-    else:
-        result.answer_seconds += seconds
-        result.final_answers += answers
+def _empty(stream: Stream, method: Method) -> MethodResult:
+    both = any(experience.faithful_grader is not None for experience in stream.experiences)
+    matrix = empty_matrix(len(stream))
+    return MethodResult(method.name, method.title, matrix, empty_matrix(len(stream)) if both else None)
+
+
+def _ask_tasks_so_far(
+    stream: Stream, number: int, method: Method, result: MethodResult, progress: Progress, ahead: bool, ranks: Ranks
+) -> None:
+    """Fills row `number` of the matrices."""
+    if not method.learns and number:  # unchanged answers are not asked for again
+        for matrix in (result.matrix, result.faithful):
+            if matrix is not None:
+                matrix[number, :number] = matrix[number - 1, :number]
+    for task in range(0 if method.learns else number, number + 1):
+        answers, scores, seconds = _ask(stream, number, task, method, result, progress, ranks)
+        _put(result.final_answers, task, answers)
+        _put(result.scores, task, scores)
+        _put(result.answer_of_task, task, seconds)
+    result.diagonal_answers.append(result.final_answers[number])
+    if ahead and number + 1 < len(stream) and not method.sees_task_labels:
+        _ask(stream, number, number + 1, method, result, progress, ranks)
+
+
+def _ask(
+    stream: Stream, number: int, task: int, method: Method, result: MethodResult, progress: Progress, ranks: Ranks
+) -> tuple[list[str], list[float], float]:
+    """Asks one task's test and fills its cell; returns answers, scores and seconds."""
+    experience = stream.experiences[task]
+    label = {"task": experience.task} if method.sees_task_labels else {}
+    started = time.perf_counter()
+    answers = ranks.shared_out(experience.test, lambda mine: method.answer(mine, progress, **label))
+    seconds = time.perf_counter() - started
+    scores = [float(score) for score in experience.grader.scores(answers, experience.test)]
+    result.matrix[number, task] = 100 * float(np.mean(scores))
+    if result.faithful is not None:
+        result.faithful[number, task] = _faithful(experience, answers, result.matrix[number, task])
+    return answers, scores, seconds
+
+
+def _faithful(experience: Experience, answers: list[str], fixed: float) -> float:
+    if experience.faithful_grader is None:
+        return fixed
+    return 100 * float(np.mean(experience.faithful_grader.scores(answers, experience.test)))
+
+
+def _put(values: list[Any], place: int, value: Any) -> None:
+    values[place : place + 1] = [value]
+
+
+def _rows(matrix: AccuracyMatrix) -> list[list[float | None]]:
+    return [[None if np.isnan(cell) else round(float(cell), 3) for cell in row] for row in matrix]

@@ -43,7 +43,12 @@ DIGIT = 20
 """Pixels that a handwritten digit is enlarged to; the data set cuts its margins off, this gives them back."""
 
 
-def _generator(seed: int, task: str) -> np.random.Generator:
+def task_generator(seed: int, task: str) -> np.random.Generator:
+    """The generator of one named task: its draws depend on nothing but the name and the seed.
+
+    Raises:
+        ValueError: a negative seed.
+    """
     if seed < 0:
         raise ValueError(f"seed must not be negative, got {seed}")
     return np.random.default_rng([FIRST_TASK_SEED + seed, *task.encode()])
@@ -55,7 +60,7 @@ def _drawn(thing: Glyph | Scene | Gauge, question: str, answer: str, generator: 
 
 def alphabet(seed: int, *, classes: int = 8, train: int = 10, test: int = 10, task: str = "alphabet") -> Task:
     """Glyphs of a new alphabet under made-up names; ``train`` and ``test`` drawings a class."""
-    generator = _generator(seed, task)
+    generator = task_generator(seed, task)
     glyphs = [random_glyph(generator) for _ in range(classes)]
     names = made_up_names(classes, generator)
     parts = []
@@ -75,7 +80,7 @@ def digits(seed: int, *, train: int = 10, test: int = 10) -> Task:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("handwritten digits need scikit-learn: pip install 'inducekv[bench]'") from error
-    generator = _generator(seed, "digits")
+    generator = task_generator(seed, "digits")
     data = load_digits()
     words = ("zero", *HOURS, "nine")
     parts: Task = ([], [])
@@ -96,7 +101,7 @@ def pairs(seed: int, *, colours: int = 4, shapes: int = 4, train: int = 10, test
 
     ``train`` drawings for each pair shown; every colour and shape is shown in some pair, half of the pairs never are.
     """
-    generator = _generator(seed, "pairs")
+    generator = task_generator(seed, "pairs")
     chosen_colours = [tuple(COLOURS)[i] for i in generator.choice(len(COLOURS), colours, False)]
     chosen_shapes = [SHAPES[i] for i in generator.choice(len(SHAPES), shapes, False)]
     words = made_up_names(colours + shapes, generator)
@@ -119,7 +124,7 @@ def gauges(seed: int, *, kind: str = "bar", colours: int = 4, train: int = 12, t
 
     Each colour is shown at half of the levels in training and asked at the other half.
     """
-    generator = _generator(seed, f"gauges {kind}")
+    generator = task_generator(seed, f"gauges {kind}")
     levels = LEVELS if kind == "bar" else HOURS
     chosen = [tuple(COLOURS)[i] for i in generator.choice(len(COLOURS), colours, False)]
     units = dict(zip(chosen, made_up_names(colours, generator), strict=True))
@@ -138,7 +143,7 @@ def gauges(seed: int, *, kind: str = "bar", colours: int = 4, train: int = 12, t
 def counts(seed: int, *, shapes: int = 5, train: int = 10, test: int = 80) -> Task:
     """How many of what: the number is counted, the thing's name is made up. Each shape is asked in numbers it was not
     shown in."""
-    generator = _generator(seed, "counts")
+    generator = task_generator(seed, "counts")
     chosen = [SHAPES[i] for i in generator.choice(len(SHAPES), shapes, False)]
     names = dict(zip(chosen, made_up_names(shapes, generator), strict=True))
     shown = {s: set(generator.permutation(COUNTS)[:2].tolist()) for s in chosen}
@@ -156,7 +161,7 @@ def attribute(seed: int, name: str, *, train: int = 64, test: int = 80) -> Task:
     """Scenes that differ in colour, shape, size, count and place; one of these is asked under made-up names."""
     if name not in SCENE_ATTRIBUTES:
         raise ValueError(f"unknown attribute {name!r}; choose one of {', '.join(SCENE_ATTRIBUTES)}")
-    generator = _generator(seed, f"attribute {name}")
+    generator = task_generator(seed, f"attribute {name}")
     names = dict(zip(SCENE_ATTRIBUTES[name], made_up_names(len(SCENE_ATTRIBUTES[name]), generator), strict=True))
 
     def example() -> Example:
@@ -168,7 +173,7 @@ def attribute(seed: int, name: str, *, train: int = 64, test: int = 80) -> Task:
 
 def base_skills(number: int, seed: int, skills: Sequence[str] = ("colour", "shape", "count", "place")) -> list[Example]:
     """Questions in plain words about new drawings, ``number`` in all: what the model can do without any memory."""
-    generator = _generator(seed, "base")
+    generator = task_generator(seed, "base")
     examples = []
     for i in range(number):
         skill = skills[i % len(skills)]

@@ -21,7 +21,9 @@ MOMENTUM = 0.5
 FORGIVENESS = 0.9
 """How slowly exchanges that did not pay are tried again. CHOICE."""
 WARM_UP = 8
-"""Inner steps before the first outer one, so that later steps are judged by their entries and not by phi. CHOICE."""
+"""Inner steps before the first outer one, so that later steps are judged by their entries and not by phi. CHOICE.
+
+None with `inner_steps=0`: the two levels are then not coupled, and phi is fitted once the entries are chosen."""
 LONGER = 8
 """How many exchanges more a step may try when entries of different size leave the rounding as it was. CHOICE."""
 PATIENCE = 8
@@ -55,7 +57,7 @@ def bilevel(
     starts = [select(problem, config, generator, progress).chosen for select in (greedy, herding)]
     chosen = min(starts, key=lambda start: _value(problem, start, problem.phi))
     weights = indicator(chosen, len(problem))
-    phi = fitter.fit(weights, WARM_UP, generator)
+    phi = fitter.fit(weights, WARM_UP if config.inner_steps else 0, generator)
     value = _value(problem, chosen, phi)
     velocity, aversion = torch.zeros_like(weights), torch.zeros_like(weights)
     exchanges = max(1.0, config.outer_lr * len(chosen))

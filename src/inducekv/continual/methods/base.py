@@ -3,31 +3,114 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
+from inducekv.continual.ledger import Ledger
+from inducekv.continual.methods.storage import State, read_state, write_state
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
 from inducekv.progress import SILENT, Progress
 
 
 class Method(ABC):
-    """A way to learn a stream. `run` in runner.py calls `learn` once a task, then `answer` on the tasks so far."""
+    """A way to learn a stream. The runner calls `learn` once a task, then `answer` on the tasks so far.
 
-    name: ClassVar[str]
-    title: ClassVar[str]
+    Attributes:
+        name, title: of the row in the table of methods; an ablation carries its own.
+    """
+
+    name: str
+    title: str
     learns: ClassVar[bool] = True
     """False when answers never change over the stream: they are then asked for once a task."""
+    reference: ClassVar[bool] = False
+    """A row to compare with, not a contender: it may see task labels, keep all examples, or exceed the budget."""
+    sees_task_labels: ClassVar[bool] = False
+    """An oracle: `learn` gets experiences with their labels, and `answer` gets `task`."""
+    shares: ClassVar[str | None] = None
+    """Name of the method whose memory it reads (given as `partner`); that one learns first."""
 
     @abstractmethod
     def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
         """Learns one task from its training examples; never looks at its test examples."""
 
     @abstractmethod
-    def answer(self, examples: Sequence[Example], progress: Progress = SILENT) -> list[str]:
-        """One answer for each example; the examples' own answers are not used."""
+    def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
+        """One answer for each example; the examples' own answers are not used.
+
+        Args:
+            task: which task they belong to; only methods with `sees_task_labels` look at it.
+        """
 
     @property
     @abstractmethod
     def deployed_bytes(self) -> int:
-        """Bytes that must be kept beside the frozen backbone to answer."""
+        """Bytes that must be kept beside the frozen backbone to answer, counted on what is really kept."""
+
+    @property
+    def training_bytes(self) -> int:
+        """Bytes carried between tasks only to learn more, counted on what is really kept."""
+        return 0
+
+    def ledger(self) -> Ledger:
+        """The same two figures from formulas of the model's dimensions and the chosen size."""
+        return Ledger(0, 0)
+
+    def describe(self) -> dict[str, Any]:
+        """How it learns, as JSON values, for the results file."""
+        return {}
+
+    def save(self, directory: Path) -> None:
+        """Writes the whole state after a task into a directory that is new or empty (the caller moves it into place).
+
+        A new object of the same arguments that loads it learns and answers on as this one would.
+        """
+        write_state(directory, self.name, State())
+
+    def load(self, directory: Path) -> None:
+        """Takes up what `save` wrote.
+
+        Raises:
+            ValueError: the files are missing, damaged, or another method's.
+        """
+        read_state(directory, self.name)
+
+
+@dataclass(frozen=True)
+class MethodKind:
+    """One row of the table of methods.
+
+    Attributes:
+        name: as it is asked for on the command line.
+        title: as it stands in a report.
+        summary: what it is, in one line.
+        method: its class.
+        needs: package beyond the library's own that it needs, or None.
+        make: makes one; called with the arguments of `make_method`.
+    """
+
+    name: str
+    title: str
+    summary: str
+    method: type[Method]
+    needs: str | None
+    make: Callable[..., Method]
+
+    @property
+    def reference(self) -> bool:
+        return self.method.reference
+
+    @property
+    def learns(self) -> bool:
+        return self.method.learns
+
+    @property
+    def shares(self) -> str | None:
+        return self.method.shares
+
+    @property
+    def sees_task_labels(self) -> bool:
+        return self.method.sees_task_labels

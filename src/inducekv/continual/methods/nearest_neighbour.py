@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+from inducekv.continual.ledger import HALF, Ledger
 from inducekv.continual.methods.base import Method
 from inducekv.continual.stream import Experience
+from inducekv.entry import BOOKKEEPING
 from inducekv.examples import Example
 from inducekv.model import InducedModel
 from inducekv.progress import SILENT, Progress
@@ -20,8 +22,10 @@ class NearestNeighbour(Method):
     InduceKV gains over it is what the backbone adds by reading the entries.
     """
 
-    name: ClassVar[str] = "nearest_neighbour"
-    title: ClassVar[str] = "Nearest neighbour"
+    name = "nearest_neighbour"
+    title = "Nearest neighbour"
+    reference: ClassVar[bool] = True
+    shares: ClassVar[str | None] = "inducekv"
 
     def __init__(self, model: InducedModel) -> None:
         self._model = model
@@ -29,9 +33,9 @@ class NearestNeighbour(Method):
     def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
         pass
 
-    def answer(self, examples: Sequence[Example], progress: Progress = SILENT) -> list[str]:
+    def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
         memory = self._model.memory
-        if not len(memory):
+        if not len(memory) or not examples:
             return [""] * len(examples)
         queries = self._model.query_keys(list(examples), progress=progress)
         nearest = similarities(queries, memory.keys(), self._model.config.key_centering).argmax(dim=1)
@@ -42,4 +46,10 @@ class NearestNeighbour(Method):
     def deployed_bytes(self) -> int:
         """Keys and source texts alone, without payloads."""
         by_kind = self._model.memory.bytes_by_kind()
-        return sum(nbytes for kind, nbytes in by_kind.items() if kind not in ("payload", "scales"))
+        return sum(nbytes for kind, nbytes in by_kind.items() if kind not in ("payload", "scales", "calibration"))
+
+    def ledger(self) -> Ledger:
+        memory = self._model.memory
+        each = HALF * memory.layout.key_dim + BOOKKEEPING
+        tasks = memory.layout.base_nbytes(memory.tasks) - memory.layout.base_nbytes(())
+        return Ledger(each * len(memory) + sum(len(entry.text) for entry in memory.entries) + tasks)

@@ -15,9 +15,10 @@ from inducekv.progress import SILENT, Progress
 class ZeroShot(Method):
     """Answers without having learned anything: the row that tells what the tasks are worth."""
 
-    name: ClassVar[str] = "zero_shot"
-    title: ClassVar[str] = "Zero-shot"
+    name = "zero_shot"
+    title = "Zero-shot"
     learns: ClassVar[bool] = False
+    reference: ClassVar[bool] = True
     deployed_bytes = 0
 
     def __init__(self, backbone: Backbone, max_new_tokens: int = 32, batch_size: int = 32) -> None:
@@ -28,7 +29,7 @@ class ZeroShot(Method):
     def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
         pass
 
-    def answer(self, examples: Sequence[Example], progress: Progress = SILENT) -> list[str]:
+    def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
         return self._backbone.generate(
             examples, max_new_tokens=self._max_new_tokens, batch_size=self._batch_size, progress=progress
         )

@@ -18,9 +18,9 @@ from inducekv.bytes import format_bytes
 from inducekv.continual.gallery import AnsweredQuestion, ShownSource
 from inducekv.continual.runner import MethodResult
 
-_STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
-_PAGE = Template((Path(__file__).parent / "report.html").read_text(encoding="utf-8"))
+_PAGE = Template((Path(__file__).parent / "demo.html").read_text(encoding="utf-8"))
 
 
 def results_object(seed: int, budget: int, tasks: Sequence[str], results: Sequence[MethodResult]) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _answer(item: AnsweredQuestion) -> str:
         f'<p class="said {verdict[0]}"><span>{verdict[1]}</span> {html.escape(item.said) or "(empty)"}</p>{expected}'
     )
     return (
-        f'<article><div class="asked">{_pictures(item.images, 104)}<div>{asked}</div></div>'
+        f'<article><div class="asked">{picture_tags(item.images, 104)}<div>{asked}</div></div>'
         f'<div class="sources">{sources}</div></article>'
     )
 
@@ -185,13 +185,13 @@ def _source(source: ShownSource) -> str:
     name = source.id if len(source.id) <= 10 else source.id[:8] + "…"
     told = f"{source.question} — {source.answer} (entry {source.id}, task {source.task})"
     return (
-        f'<div class="source" title="{html.escape(told, quote=True)}">{_pictures(source.images, 56)}'
+        f'<div class="source" title="{html.escape(told, quote=True)}">{picture_tags(source.images, 56)}'
         f'<p class="name">{html.escape(source.answer)}</p><p>α {source.alpha:.2f}<br>mass {source.mass:.2f}</p>'
         f'<p class="id">{html.escape(source.task)}<br>{html.escape(name)}</p></div>'
     )
 
 
-def _pictures(images: Sequence[Image.Image], width: int) -> str:
+def picture_tags(images: Sequence[Image.Image], width: int) -> str:
     return "".join(f'<img width="{width}" alt="" src="{_data_url(image)}">' for image in images)
 
 

@@ -1,10 +1,12 @@
-"""Whether an answer counts as right."""
+"""The same words, whatever the case and punctuation."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Sequence
+
+from inducekv.continual.graders.base import PerAnswer, answer_of
 
 _NOT_WORDS = re.compile(r"[^\w\s.%+-]|(?<!\d)\.|\.(?!\d)|_")
 
@@ -32,3 +34,7 @@ def accuracy(answers: Sequence[str], expected: Sequence[str]) -> float:
             f"expected one answer for each of {len(expected)} questions (at least one), got {len(answers)}"
         )
     return 100.0 * sum(map(exact_match, answers, expected)) / len(expected)
+
+
+EXACT = PerAnswer("exact", lambda prediction, example: exact_match(prediction, answer_of(example)))
+"""One answer, compared after `normalised`."""

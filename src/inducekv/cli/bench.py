@@ -1,0 +1,171 @@
+"""bench: list, run, report, check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from inducekv.cli.common import JsonOption, QuietOption, helpful, out, print_json, require_extra
+
+bench = typer.Typer(help="Compare continual-learning methods, all within the same bytes.", no_args_is_help=True)
+
+RootOption = Annotated[Path | None, typer.Option(help="Folder of the stream's data; generated streams need none.")]
+
+
+def register(app: typer.Typer) -> None:
+    for command, name in ((streams_and_methods, "list"), (run, "run"), (report, "report"), (check, "check")):
+        bench.command(name)(helpful(command))
+    app.add_typer(bench, name="bench")
+
+
+def streams_and_methods(as_json: JsonOption = False) -> None:
+    """What can be run: streams and methods."""
+    from inducekv.continual.methods import METHODS
+    from inducekv.continual.streams import STREAMS
+
+    if as_json:
+        print_json(
+            {
+                "streams": {name: kind.summary for name, kind in STREAMS.items()},
+                "methods": {
+                    name: {"title": kind.title, "summary": kind.summary, "reference": kind.reference}
+                    for name, kind in METHODS.items()
+                },
+            }
+        )
+        return
+    table = Table("stream", "", "data", box=None, header_style="bold")
+    for name, kind in STREAMS.items():
+        table.add_row(name, kind.summary, "--root" if kind.needs_root else "generated")
+    out().print(table, "")
+    for reference, heading in ((True, "reference rows"), (False, "methods")):
+        table = Table(heading, "", box=None, header_style="bold")
+        for name, method in METHODS.items():
+            if method.reference is reference:
+                table.add_row(name, method.summary)
+        out().print(table, "")
+
+
+def run(
+    stream: Annotated[str, typer.Argument(help="Name of a stream; see `inducekv bench list`.")],
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated, or `all`.")] = "all",
+    budget: Annotated[str, typer.Option(help="Bytes that each method may deploy; several comma-separated.")] = "256KiB",
+    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
+    model: Annotated[str, typer.Option(help="Model name, folder, or `embedded`.")] = "embedded",
+    root: RootOption = None,
+    results: Annotated[Path, typer.Option(help="Folder of results; runs found there are not run again.")] = Path(
+        "benchmarks/results"
+    ),
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples of each split of a task, at most.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
+    ahead: Annotated[bool, typer.Option(help="Ask each task also before it is learned (forward transfer).")] = True,
+    quiet: QuietOption = False,
+) -> None:
+    """Run methods over a stream and write one JSON file for each method, budget and seed.
+
+    Run it again after an interruption: finished runs are skipped, the unfinished one goes on at the task it was at.
+    """
+    from inducekv.bytes import parse_bytes
+    from inducekv.continual.bench import Bench, Settings, passes
+    from inducekv.continual.methods import METHODS
+    from inducekv.continual.ranks import Ranks
+    from inducekv.progress import console_progress
+
+    names = list(METHODS) if methods == "all" else _listed("--methods", methods)
+    budgets = [parse_bytes(size) for size in _listed("--budget", budget)]
+    todo = list(passes(stream, names, budgets, _seeds(seeds)))
+    for module in sorted({METHODS[name].needs or "" for one in todo for name in one.methods} - {""}):
+        require_extra(module)
+    ranks = Ranks.of_environment()
+    first = ranks.first and not quiet
+    started = Bench(
+        results,
+        lambda: _backbone(model, ranks.device),
+        Settings(model, limit, max_new_tokens, ahead),
+        root=root,
+        ranks=ranks,
+        say=(lambda line: out().print(line)) if first else (lambda line: None),
+        progress=console_progress(not first),
+    )
+    written = [path for one in todo for path in started.run(one)]
+    if not written:
+        raise ValueError(f"nothing was run: {budget} is too small for {', '.join(names)}; raise --budget")
+    if first:
+        out().print(f"{len(written)} results in {results}; show them with: inducekv bench report {results}")
+
+
+def report(
+    results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("benchmarks/results"),
+    output: Annotated[Path | None, typer.Option(help="Folder for the report; default: RESULTS/report.")] = None,
+    root: RootOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn results into one HTML page, the same as Markdown, and their tables as CSV."""
+    for module in ("matplotlib", "pandas"):
+        require_extra(module)
+    from inducekv.continual.report.bench import write_bench_report
+    from inducekv.continual.report.tables import leaderboard
+    from inducekv.continual.results import read_results
+    from inducekv.progress import console_progress
+
+    found = read_results(results)
+    folder = output or results / "report"
+    page = write_bench_report(folder, found, root=root, progress=console_progress(quiet))
+    if as_json:
+        print_json({"page": str(page), "leaderboard": leaderboard(found).to_dict("records")})
+        return
+    out().print(f"{len(found)} results; report: {page}")
+
+
+def check(
+    stream: Annotated[str, typer.Argument(help="Name of a stream; see `inducekv bench list`.")],
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is missing or malformed in a download of a stream's data; exit code 1 if anything is."""
+    from inducekv.continual.streams import STREAMS, check_stream
+
+    if stream not in STREAMS:
+        raise ValueError(f"no stream {stream!r}; known: {', '.join(STREAMS)}")
+    if root is None and STREAMS[stream].needs_root:
+        raise ValueError(f"{stream} is read from a download: give its folder with --root")
+    problems = check_stream(stream, root or Path())
+    if as_json:
+        print_json({"stream": stream, "root": str(root), "problems": problems})
+    elif not problems:
+        out().print(f"{stream}: complete")
+    else:
+        out().print("\n".join(problems))
+    if problems:
+        raise typer.Exit(1)
+
+
+def _listed(option: str, text: str) -> list[str]:
+    values = [part.strip() for part in text.split(",") if part.strip()]
+    if not values:
+        raise ValueError(f"{option} needs at least one value, got {text!r}")
+    return values
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in _listed("--seeds", text)]
+    except ValueError as error:
+        raise ValueError(f"--seeds must be whole numbers, comma-separated, got {text!r}") from error
+    if min(seeds) < 0:
+        raise ValueError(f"--seeds must not be negative, got {text!r}")
+    return seeds
+
+
+def _backbone(model: str, device: str):  # type: ignore[no-untyped-def]
+    from inducekv import Backbone
+    from inducekv.cli.common import load_model
+
+    backbone: Backbone = load_model(model, None).backbone
+    if device != "cpu":
+        backbone.model.to(device)
+    return backbone

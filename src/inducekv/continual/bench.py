@@ -1,0 +1,289 @@
+"""The bench: which runs a stream, methods, budgets and seeds ask for, and one of them from its start to its files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from inducekv.backbone import Backbone
+from inducekv.continual.checkpoint import Checkpoint
+from inducekv.continual.image_key import image_key
+from inducekv.continual.methods import METHODS, make_method
+from inducekv.continual.methods.base import Method
+from inducekv.continual.provenance import forget_peak, peak_memory, versions
+from inducekv.continual.ranks import Ranks
+from inducekv.continual.results import (
+    WORK,
+    Result,
+    ResultError,
+    budget_name,
+    read_result,
+    result_path,
+    safe_path,
+    write_result,
+)
+from inducekv.continual.runner import MethodResult, run
+from inducekv.continual.stream import Stream
+from inducekv.continual.streams import stream_named
+from inducekv.examples import Example
+from inducekv.progress import SILENT, Progress
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs of one command share, and what a result must have been made with to count as done.
+
+    Attributes:
+        model: name or folder of the backbone, or "embedded".
+        limit: examples of each split of a task, at most; None for all.
+        max_new_tokens: longest answer.
+        ahead: ask each task also just before it is learned (forward transfer).
+    """
+
+    model: str = "embedded"
+    limit: int | None = None
+    max_new_tokens: int = 32
+    ahead: bool = True
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Methods that go through one stream together, because some read another's memory; most often one alone."""
+
+    stream: str
+    methods: tuple[str, ...]
+    budget: int
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.stream}, {' + '.join(self.methods)}, {budget_name(self.budget)}, seed {self.seed}"
+
+
+def passes(stream: str, methods: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]) -> Iterator[Pass]:
+    """Every pass that these ask for, seed by seed, cheapest budget first.
+
+    Raises:
+        ValueError: a method is unknown.
+    """
+    groups = grouped(methods)
+    for seed in dict.fromkeys(seeds):
+        for budget in sorted(set(budgets)):
+            for group in groups:
+                yield Pass(stream, group, budget, seed)
+
+
+def grouped(methods: Sequence[str]) -> list[tuple[str, ...]]:
+    """Methods by the memory they share, its owner first (and taken in where it was not asked for).
+
+    Raises:
+        ValueError: none, or an unknown one.
+    """
+    if not methods:
+        raise ValueError(f"name at least one method; known: {', '.join(METHODS)}")
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys(methods):
+        if name not in METHODS:
+            raise ValueError(f"no method {name!r}; known: {', '.join(METHODS)}")
+        owner = METHODS[name].shares or name
+        members = groups.setdefault(owner, [owner])
+        if name not in members:
+            members.append(name)
+    return [tuple(members) for members in groups.values()]
+
+
+class Bench:
+    """Runs passes on one backbone and writes their results; what is written already is not run again.
+
+    Args:
+        folder: of results.
+        load: gives the backbone, called when the first pass needs it.
+        settings: of all passes.
+        root: folder of the streams' data, for streams that are not generated.
+        ranks: this process among several.
+        say: gets a line about each pass.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        load: Callable[[], Backbone],
+        settings: Settings | None = None,
+        *,
+        root: Path | None = None,
+        ranks: Ranks | None = None,
+        say: Say = lambda line: None,
+        progress: Progress = SILENT,
+    ) -> None:
+        self._folder, self._load, self._settings, self._root = folder, load, settings or Settings(), root
+        self._ranks, self._say, self._progress = ranks or Ranks(), say, progress
+        self._backbone: Backbone | None = None
+        self._stream: tuple[tuple[str, int], Stream, list[list[int]], str] | None = None
+
+    def run(self, one: Pass) -> list[Path]:
+        """The files of a pass, run from where it was left; none where its budget is too small for a method.
+
+        Raises:
+            ResultError: a file is damaged, or was made with other settings.
+            ValueError: no such stream, or its data cannot be read.
+        """
+        stream, clusters, questions = self._stream_of(one)
+        if self._ranks.from_first(self._finished(one, questions)):
+            self._say(f"{one}: done before")
+            return [self._path(one, name) for name in one.methods]
+        if self._backbone is None:
+            self._backbone = self._load()
+        try:
+            methods = _methods(one, self._backbone, len(stream), self._settings)
+        except ValueError as error:
+            self._say(f"{one}: left out, {error}")
+            return []
+        identity = {**asdict(one), **asdict(self._settings), "questions": questions, "training": _taught(stream)}
+        identity["methods"] = list(one.methods)
+        work = self._folder / WORK / safe_path(one.stream) / safe_path(one.methods[0])
+        checkpoint = Checkpoint(work / f"{'+'.join(one.methods[1:])}{budget_name(one.budget)}-{one.seed}", identity)
+        before, peaks = checkpoint.resume(methods)
+        self._ranks.wait()  # before rank 0 saves over what another is still to read
+        if before:
+            self._say(f"{one}: going on after task {len(before[0].learn_of_task)} of {len(stream)}")
+        forget_peak()
+
+        def after_task(number: int, results: Sequence[MethodResult]) -> None:
+            for name, most in peak_memory().items():
+                peaks[name] = max(most, peaks.get(name, 0))
+            if self._ranks.first and number + 1 < len(stream):
+                checkpoint.save(methods, results, peaks)
+
+        measured = run(
+            stream,
+            methods,
+            self._progress,
+            after_task,
+            ahead=self._settings.ahead,
+            ranks=self._ranks,
+            resumed=before,
+        )
+        results = [
+            self._result(one, stream, clusters, questions, method, result, peaks)
+            for method, result in zip(methods, measured, strict=True)
+        ]
+        if self._ranks.first:
+            for result in results:
+                write_result(self._folder, result)
+            checkpoint.drop()
+        self._ranks.wait()
+        for result in results:
+            figures = result.figures()
+            self._say(
+                f"{result.stream}, {result.method}, {budget_name(one.budget)}, seed {one.seed}: "
+                f"Last {figures['last']:.1f} %, forgetting {figures['forgetting']:.1f}, "
+                f"{result.deployed_bytes[-1]:,} bytes, learned in {sum(result.learn_seconds):.1f} s"
+            )
+        return [self._path(one, name) for name in one.methods]
+
+    def _path(self, one: Pass, method: str) -> Path:
+        return result_path(self._folder, one.stream, method, one.budget, one.seed)
+
+    def _stream_of(self, one: Pass) -> tuple[Stream, list[list[int]], str]:
+        if self._stream is None or self._stream[0] != (one.stream, one.seed):
+            stream = stream_named(one.stream, seed=one.seed, root=self._root, limit=self._settings.limit)
+            self._stream = ((one.stream, one.seed), stream, clusters_of(stream), digest_of(stream))
+        return self._stream[1:]
+
+    def _finished(self, one: Pass, questions: str) -> bool:
+        paths = [self._path(one, name) for name in one.methods]
+        for path in paths:
+            if path.exists():
+                made = read_result(path)
+                if made.settings != asdict(self._settings) or made.questions != questions:
+                    raise ResultError(
+                        f"result {path} was made with {made.settings} or on other questions, not with "
+                        f"{asdict(self._settings)}; give another --results folder, or delete it"
+                    )
+        return all(path.exists() for path in paths)
+
+    def _result(
+        self,
+        one: Pass,
+        stream: Stream,
+        clusters: list[list[int]],
+        questions: str,
+        method: Method,
+        result: MethodResult,
+        peaks: dict[str, int],
+    ) -> Result:
+        ledger = method.ledger()
+        return Result(
+            stream=one.stream,
+            method=method.name,
+            title=method.title,
+            reference=method.reference,
+            budget=one.budget,
+            seed=one.seed,
+            tasks=stream.tasks,
+            sizes=[len(experience.test) for experience in stream.experiences],
+            graders=[experience.grader.name for experience in stream.experiences],
+            questions=questions,
+            matrix=result.matrix,
+            faithful=result.faithful,
+            deployed_bytes=result.deployed_of_task,
+            training_bytes=result.training_of_task,
+            ledger={"deployed": ledger.deployed, "training": ledger.training},
+            learn_seconds=[round(seconds, 3) for seconds in result.learn_of_task],
+            answer_seconds=[round(seconds, 3) for seconds in result.answer_of_task],
+            peak_memory=peaks,
+            final=result.final_answers,
+            diagonal=result.diagonal_answers,
+            scores=[[round(score, 4) for score in scores] for scores in result.scores],
+            clusters=clusters,
+            config=method.describe(),
+            settings=asdict(self._settings),
+            versions=versions(),
+        )
+
+
+def _methods(one: Pass, backbone: Backbone, stream_length: int, settings: Settings) -> list[Method]:
+    methods: list[Method] = []
+    for name in one.methods:
+        method = make_method(
+            name,
+            backbone,
+            budget=one.budget,
+            seed=one.seed,
+            stream_length=stream_length,
+            partner=methods[0] if METHODS[name].shares else None,
+            max_new_tokens=settings.max_new_tokens,
+        )
+        methods.append(method)
+    return methods
+
+
+def digest_of(stream: Stream) -> str:
+    """16 hex digits over all test questions, their pictures and answers, in order."""
+    return _digest(example for experience in stream.experiences for example in experience.test)
+
+
+def _taught(stream: Stream) -> str:
+    return _digest(example for experience in stream.experiences for example in experience.train)
+
+
+def _digest(examples: Iterator[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        for text in (example.identifier, example.question, example.answer or ""):
+            data = text.encode()
+            digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()[:16]
+
+
+def clusters_of(stream: Stream) -> list[list[int]]:
+    """Of each test question the number of its picture, the same number wherever the same picture is asked about."""
+    numbers: dict[Any, int] = {}
+    return [
+        [numbers.setdefault(image_key(example), len(numbers)) for example in experience.test]
+        for experience in stream.experiences
+    ]

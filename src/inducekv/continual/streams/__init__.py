@@ -1,0 +1,56 @@
+"""Streams by name: generated ones for the embedded model, a user's own folders, and readers of published benchmarks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from inducekv.continual.stream import Stream
+from inducekv.continual.streams.embedded import EMBEDDED_STREAMS
+from inducekv.continual.streams.folder import FOLDER_STREAM
+from inducekv.continual.streams.kinds import StreamKind
+from inducekv.continual.streams.tables import PUBLISHED_STREAMS
+
+STREAMS: dict[str, StreamKind] = {kind.name: kind for kind in (*EMBEDDED_STREAMS, FOLDER_STREAM, *PUBLISHED_STREAMS)}
+"""Every stream that `stream_named` knows."""
+
+__all__ = ["STREAMS", "StreamKind", "check_stream", "stream_kind", "stream_named"]
+
+
+def stream_kind(name: str) -> StreamKind:
+    """The stream of that name.
+
+    Raises:
+        ValueError: there is none; lists the names.
+    """
+    if name not in STREAMS:
+        raise ValueError(f"unknown stream {name!r}; choose one of {', '.join(STREAMS)}")
+    return STREAMS[name]
+
+
+def stream_named(name: str, *, seed: int = 0, root: Path | None = None, limit: int | None = None) -> Stream:
+    """Loads a stream.
+
+    Args:
+        name: one of `STREAMS`.
+        seed: of generated tasks and of the choice that `limit` makes.
+        root: the folder of the download; every stream but `embedded/*` needs it.
+        limit: examples a split at most, chosen at random.
+
+    Raises:
+        ValueError: an unknown name, a missing `root`, missing or malformed files, a negative seed, a limit below 1.
+    """
+    kind = stream_kind(name)
+    if kind.needs_root and root is None:
+        raise ValueError(f"stream {name} reads files; give the folder of its download as root")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
+    return kind.load(seed=seed, root=None if root is None else Path(root), limit=limit)
+
+
+def check_stream(name: str, root: Path) -> list[str]:
+    """What is missing or malformed in a download of the stream, a line each; empty when it is complete.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return stream_kind(name).check(Path(root))

@@ -1,0 +1,218 @@
+"""Passes of the bench: measured alike however often they are interrupted, and never run twice."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import bench_fakes
+from inducekv.continual import bench
+from inducekv.continual.bench import Bench, Pass, Settings, clusters_of, grouped, passes
+from inducekv.continual.graders import EXACT
+from inducekv.continual.graders.base import PerAnswer
+from inducekv.continual.metrics import empty_matrix
+from inducekv.continual.provenance import commit, forget_peak, peak_memory, versions
+from inducekv.continual.results import ResultError, read_result, read_results
+from inducekv.continual.runner import MethodResult, run
+from inducekv.continual.stream import Experience, Stream, TaskLabelHidden
+from inducekv.examples import Example
+
+NAN = float("nan")
+ONE = Pass("fake", ("parrot", "echo"), 1000, 0)
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    for name in ("METHODS", "make_method", "stream_named"):
+        monkeypatch.setattr(bench, name, getattr(bench, name))
+    bench_fakes.install()
+
+
+def runner(folder, said=None, **settings):
+    return Bench(folder, bench_fakes.backbone, Settings(**settings), say=(said if said is not None else []).append)
+
+
+def test_passes_put_methods_with_their_partner():
+    assert grouped(["echo", "oracle", "echo"]) == [("parrot", "echo"), ("oracle",)]
+    todo = list(passes("fake", ["oracle", "parrot"], [20, 10, 20], [1, 0]))
+    assert [(one.methods[0], one.budget, one.seed) for one in todo[:3]] == [
+        ("oracle", 10, 1),
+        ("parrot", 10, 1),
+        ("oracle", 20, 1),
+    ]
+    assert len(todo) == 8
+    with pytest.raises(ValueError, match="no method 'x'; known: parrot"):
+        grouped(["x"])
+
+
+def test_a_pass_writes_what_was_measured(tmp_path):
+    said = []
+    paths = runner(tmp_path, said).run(ONE)
+    parrot, echo = map(read_result, paths)
+    expected = empty_matrix(4)
+    expected[np.tril_indices(4)] = 0
+    expected[(0, 1, 2), (1, 2, 3)] = 0
+    np.fill_diagonal(expected, 100)
+    np.testing.assert_array_equal(parrot.matrix, expected)
+    np.testing.assert_array_equal(echo.matrix, expected)
+    assert (parrot.deployed_bytes, parrot.ledger) == ([4, 5, 4, 4], {"deployed": 4, "training": 0})
+    assert parrot.final == [["quon"] * 3] * 4
+    assert parrot.diagonal == [[word] * 3 for word in bench_fakes.WORDS]
+    assert parrot.scores == [[0.0] * 3] * 3 + [[1.0] * 3]
+    assert parrot.figures()["bwt"] == -100
+    assert parrot.graders == ["exact"] * 4
+    assert parrot.settings == {"model": "embedded", "limit": None, "max_new_tokens": 32, "ahead": True}
+    assert parrot.peak_memory["rss"] > 10**7
+    assert (echo.reference, echo.title) == (True, "Echo")
+    assert not list((tmp_path / ".work").rglob("*.json")), "what is finished leaves no state behind"
+    assert "Last 25.0 %" in said[0]
+
+
+def test_a_finished_pass_is_not_run_again(tmp_path, monkeypatch):
+    paths = runner(tmp_path).run(ONE)
+    before = [path.read_bytes() for path in paths]
+    monkeypatch.setattr(bench, "make_method", lambda *_, **__: pytest.fail("ran again"))
+    said = []
+    assert runner(tmp_path, said).run(ONE) == paths
+    assert [path.read_bytes() for path in paths] == before
+    assert "done before" in said[0]
+
+
+def test_results_of_other_settings_are_not_taken_for_these(tmp_path):
+    runner(tmp_path).run(ONE)
+    with pytest.raises(ResultError, match=r"made with .*give another --results folder"):
+        runner(tmp_path, limit=5).run(ONE)
+
+
+def test_a_budget_too_small_is_left_out(tmp_path):
+    said = []
+    assert runner(tmp_path, said).run(Pass("fake", ("parrot",), 5, 0)) == []
+    assert "left out, a budget of 5 bytes is too small" in said[0]
+
+
+def test_without_asking_ahead_cells_above_the_diagonal_stay_empty(tmp_path):
+    (path, _) = runner(tmp_path, ahead=False).run(ONE)
+    assert np.isnan(read_result(path).matrix[np.triu_indices(4, 1)]).all()
+
+
+def test_an_oracle_gets_labels_and_is_not_asked_ahead(tmp_path):
+    (path,) = runner(tmp_path).run(Pass("fake", ("oracle",), 1000, 0))
+    found = read_result(path)
+    assert found.matrix[-1].tolist() == [100] * 4
+    assert np.isnan(found.matrix[np.triu_indices(4, 1)]).all()
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {tests!r})
+import bench_fakes
+from pathlib import Path
+from inducekv.continual.bench import Bench, Pass, Settings
+bench_fakes.install()
+Bench(Path({folder!r}), lambda: None, Settings(), say=print).run(Pass("fake", ("parrot", "echo"), 1000, 0))
+"""
+
+
+def start(folder, **environment):
+    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(folder))
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_a_killed_run_goes_on_at_the_task_it_was_at(tmp_path):
+    log, folder = tmp_path / "log", tmp_path / "killed"
+    for task in (1, 3):
+        killed = start(folder, KILL_AT=str(task), LEARNED=str(log))
+        assert killed.returncode == -9, killed.stderr
+        assert not list(folder.rglob("1000B-0.json")), "nothing unfinished looks like a result"
+    finished = start(folder, LEARNED=str(log))
+    assert finished.returncode == 0, finished.stderr
+    assert "going on after task 3 of 4" in finished.stdout
+    assert log.read_text().split() == ["0", "1", "2", "3"], "no task was learned twice"
+    start(tmp_path / "whole")
+    ours, whole = (read_results(each) for each in (folder, tmp_path / "whole"))
+    for one, other in zip(ours, whole, strict=True):
+        np.testing.assert_array_equal(one.matrix, other.matrix)
+        for name in ("final", "diagonal", "scores", "deployed_bytes", "ledger", "clusters", "questions", "config"):
+            assert getattr(one, name) == getattr(other, name), name
+        assert len(one.learn_seconds) == 4
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """What a run leaves that was killed in its third task."""
+    folder = tmp_path_factory.mktemp("killed")
+    assert start(folder, KILL_AT="2").returncode == -9
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"format": 1}', "other settings"])
+def test_a_state_that_cannot_be_gone_on_from_is_dropped(tmp_path, killed, damage):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    (index,) = (tmp_path / ".work").rglob("run.json")
+    if damage == "other settings":
+        content = json.loads(index.read_text())
+        content["identity"]["limit"] = 3
+        damage = json.dumps(content)
+    index.write_text(damage)
+    said = []
+    (path, _) = runner(tmp_path, said).run(ONE)
+    assert len(said) == 2, "no word of going on"
+    assert read_result(path).figures()["last"] == 25
+
+
+def test_unfinished_states_stay_out_of_git(killed):
+    (index,) = (killed / ".work").rglob("run.json")
+    assert (index.parents[1] / ".gitignore").read_text() == "*\n"
+
+
+def test_hidden_labels_are_hidden_from_all_but_oracles():
+    class Nosy(bench_fakes.Parrot):
+        def learn(self, experience, progress=None):
+            self.word = experience.task
+
+    stream = Stream(bench_fakes.small_stream().experiences, "s", task_labels="hidden")
+    with pytest.raises(TaskLabelHidden):
+        run(stream, [Nosy()])
+    assert run(stream, [bench_fakes.Oracle()])[0].matrix[-1].tolist() == [100] * 4
+
+
+def test_both_graders_are_reported():
+    generous = PerAnswer("generous", lambda answer, example: 1.0)
+    example = Example("q", "a")
+    both = Experience("one", (example,), (example, Example("q", "b")), grader=EXACT, faithful_grader=generous)
+    same = Experience("two", (example,), (example,))
+    (result,) = run(Stream((both, same)), [bench_fakes.Parrot()])
+    np.testing.assert_array_equal(result.matrix, [[50, NAN], [50, 100]])
+    np.testing.assert_array_equal(result.faithful, [[100, NAN], [100, 100]])
+    assert MethodResult.from_state(json.loads(json.dumps(result.to_state()))).to_dict() == result.to_dict()
+
+
+def test_questions_about_one_picture_are_one_cluster():
+    picture, other = bench_fakes.tiny.picture(1), bench_fakes.tiny.picture(2)
+    test = (Example("q1", "a", (picture,)), Example("q2", "a", (picture,)), Example("q1", "a", (other,)))
+    blind = (Example("q1", "a"), Example("q2", "a"))
+    stream = Stream((Experience("one", test, test), Experience("two", test, (test[1], *blind))))
+    assert clusters_of(stream) == [[0, 0, 1], [0, 2, 3]]
+
+
+def test_provenance():
+    assert versions()["torch"]
+    found = commit()
+    assert found == {} or len(found["commit"]) == 40
+    assert commit(Path("/")) == {}
+    forget_peak()
+    low = peak_memory()["rss"]
+    block = np.ones(30_000_000)
+    assert peak_memory()["rss"] > low + 0.9 * block.nbytes
