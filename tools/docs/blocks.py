@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from types import ModuleType
 
@@ -82,7 +83,7 @@ def run_page(page: str, name: str = "page") -> Iterator[Shown]:
     """
     found = blocks(page)
     module = sys.modules[MODULE] = ModuleType(MODULE)  # dataclasses look up the module they are defined in
-    for block, after in zip(found, [*found[1:], None], strict=True):
+    for block, after in zip_longest(found, found[1:]):
         if block.language == "python":
             code = compile("\n" * block.line + block.code, name, "exec")
             if block.reason is not None:
