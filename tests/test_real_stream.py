@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from inducekv import InducedModel, InduceKVConfig, read_examples
+from inducekv.continual.streams import stream_named
 
 ROOT = Path(__file__).parents[2] / "shared" / "data" / "real-stream"
 TASKS = ("flags", "grocery", "hand-digits", "letters")
@@ -23,3 +24,9 @@ def test_real_tasks_are_read_learned_and_answered(task: str, tmp_path: Path) -> 
     assert 0 < len(again.memory) == len(report.chosen) and again.memory.nbytes <= 48 * 1024
     questions = test[:4]
     assert again.answer_all(questions, max_new_tokens=8) == model.answer_all(questions, max_new_tokens=8)
+
+
+def test_the_folder_stream_reads_them_all() -> None:
+    stream = stream_named("folder", root=ROOT, limit=3)
+    assert stream.tasks == list(TASKS)
+    assert all(len(e.train) == len(e.test) == 3 for e in stream.experiences)

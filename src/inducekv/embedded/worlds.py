@@ -6,8 +6,9 @@ asked in combinations that no training example of the world shows, so that copyi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product, zip_longest
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -32,6 +33,7 @@ from inducekv.embedded.words import made_up_names
 from inducekv.examples import Example
 
 Cell = tuple[str, ...]
+T = TypeVar("T")
 
 
 class World:
@@ -143,7 +145,7 @@ class World:
         return task_generator(self._seed, f"{self._name}: {task}")
 
 
-def _some(values, number: int, generator: np.random.Generator) -> list:
+def _some(values: Sequence[T], number: int, generator: np.random.Generator) -> list[T]:
     return [values[i] for i in generator.choice(len(values), min(number, len(values)), False)]
 
 
@@ -157,7 +159,14 @@ def _checkerboard(
     return cells
 
 
-def _learned_and_asked(shown, hidden, example, train: int, test: int, generator: np.random.Generator) -> Task:
+def _learned_and_asked(
+    shown: Sequence[Cell],
+    hidden: Sequence[Cell],
+    example: Callable[[Cell], Example],
+    train: int,
+    test: int,
+    generator: np.random.Generator,
+) -> Task:
     """Examples of the cells, each cell as often as any other, in a random order."""
     learned = [shown[i % len(shown)] for i in range(train)]
     asked = [hidden[i % len(hidden)] for i in range(test)]

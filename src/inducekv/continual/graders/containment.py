@@ -54,10 +54,7 @@ def _states(text: str) -> set[str]:
 
 def _science_faithful(prediction: str, example: Example) -> float:
     answer = answer_of(example)
-    if (
-        "MapQA" not in str(example.metadata.get("image", ""))
-        and "map" not in str(example.metadata.get("type", "")).lower()
-    ):
+    if not any("MapQA" in str(image) for image in example.images):
         return float(prediction.lower() == answer.lower())
     if "which states" in example.question.lower():
         expected = _states(answer)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypedDict
 
 from inducekv.continual.stream import Stream
 from inducekv.continual.streams.kinds import StreamKind, limited
@@ -19,19 +19,28 @@ from inducekv.embedded.tasks import Task
 from inducekv.embedded.worlds import World
 
 Tasks = dict[str, Callable[[], Task]]
-SIZES = {"train": 48, "test": 40}
+
+
+class Sizes(TypedDict):
+    """Examples to learn from and to ask."""
+
+    train: int
+    test: int
+
+
+SIZES: Sizes = {"train": 48, "test": 40}
 
 
 def _task(seed: int) -> Tasks:
-    world = World(seed, "embedded/task", glyphs=12)
+    world = World(seed, "embedded/task", glyphs=10)
     colours, shapes = world.some("colour", 4, "values"), world.some("shape", 4, "values")
     return {
-        "letters": partial(world.letters, range(6), question="which letter is this?", **SIZES),
-        "colours and shapes": partial(world.colour_and_shape, colours[:3], shapes[:3], **SIZES),
+        "letters": partial(world.letters, range(5), question="which letter is this?", **SIZES),
+        "colours and shapes": partial(world.colour_and_shape, colours[:2], shapes[:3], **SIZES),
         "bars": partial(world.readings, "bar", colours, **SIZES),
         "places": partial(world.attribute, "place", 5, **SIZES),
         "counted things": partial(world.counted, shapes, **SIZES),
-        "signs": partial(world.letters, range(6, 12), question="what does the picture show?", **SIZES),
+        "signs": partial(world.letters, range(5, 10), question="what does the picture show?", **SIZES),
         "clocks": partial(world.readings, "clock", colours, **SIZES),
         "sizes": partial(world.attribute, "size", 3, **SIZES),
     }
@@ -41,13 +50,13 @@ def _vqa(seed: int) -> Tasks:
     world = World(seed, "embedded/vqa")
     colours, shapes = world.some("colour", 3, "values"), world.some("shape", 3, "values")
     return {
-        "recognition": partial(world.kinds, ("colour", "shape"), 6, "what is this?", **SIZES),
+        "recognition": partial(world.kinds, ("colour", "shape"), 4, "what is this?", **SIZES),
         "location": partial(world.attribute, "place", 5, **SIZES),
         "count": partial(world.counted, shapes, **SIZES),
-        "colour": partial(world.attribute, "colour", 6, **SIZES),
-        "subcategory": partial(world.kinds, ("colour", "count"), 6, "which product is this?", **SIZES),
-        "shape": partial(world.attribute, "shape", 6, **SIZES),
-        "colour and shape": partial(world.colour_and_shape, colours, shapes, **SIZES),
+        "colour": partial(world.attribute, "colour", 4, **SIZES),
+        "subcategory": partial(world.kinds, ("colour", "count"), 4, "which product is this?", **SIZES),
+        "shape": partial(world.attribute, "shape", 5, **SIZES),
+        "colour and shape": partial(world.colour_and_shape, colours[:2], shapes, **SIZES),
         "number": partial(world.attribute, "count", 4, **SIZES),
         "measure": partial(world.told_of_shape, "size", "how big is what?", shapes, **SIZES),
         "size": partial(world.attribute, "size", 3, **SIZES),
@@ -55,7 +64,7 @@ def _vqa(seed: int) -> Tasks:
 
 
 def _domain(seed: int) -> Tasks:
-    sizes = {"train": 40, "test": 30}
+    sizes: Sizes = {"train": 40, "test": 30}
     tasks: Tasks = {}
     for style in STYLES:
         world = World(seed, "embedded/domain")
@@ -65,7 +74,7 @@ def _domain(seed: int) -> Tasks:
 
 
 def _lifelong(seed: int) -> Tasks:
-    sizes = {"train": 24, "test": 12}
+    sizes: Sizes = {"train": 24, "test": 12}
     world = World(seed, "embedded/lifelong", glyphs=10)
     tasks: Tasks = {}
     for part in range(4):
@@ -75,7 +84,7 @@ def _lifelong(seed: int) -> Tasks:
             "counted": partial(world.counted, shapes, **sizes),
             "bars": partial(world.readings, "bar", colours, **sizes),
             "named": partial(world.attribute, ("place", "colour", "shape", "size")[part], 5, **sizes),
-            "pairs": partial(world.colour_and_shape, colours, shapes, **sizes),
+            "pairs": partial(world.colour_and_shape, colours[:2], shapes, **sizes),
             "clocks": partial(world.readings, "clock", colours, **sizes),
         }
         tasks |= {f"{kind} {part + 1}": make for kind, make in kinds.items()}

@@ -11,7 +11,7 @@ MAX_JSON_BYTES = 2 * 2**30
 """Most bytes a benchmark's JSON file may have (LLaVA-665K's has one gigabyte). CHOICE."""
 
 
-def within(root: Path, relative: str) -> Path:
+def within(root: Path, relative: Any) -> Path:
     """A path below `root`, also after following symbolic links.
 
     Raises:

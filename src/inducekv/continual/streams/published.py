@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from inducekv.continual.stream import Experience, Stream
 from inducekv.continual.streams.files import first_existing, json_rows
 from inducekv.continual.streams.kinds import StreamKind, limited
 from inducekv.continual.streams.references import Lookup
-from inducekv.continual.streams.rows import RowReader, llava
+from inducekv.continual.streams.rows import Row, RowReader, every_row, llava
 from inducekv.examples import Example
 from inducekv.readers import read_examples
 
@@ -30,6 +30,7 @@ class PublishedTask:
         train, test, validation: its files; without `validation` there is none.
         images, test_images: folders that the rows' picture paths are relative to; the second where it differs.
         row: reads one row of the files.
+        keeps: whether a row belongs to the benchmark.
         references, read_references: a file of further right answers to the test questions, and its reader.
     """
 
@@ -41,6 +42,7 @@ class PublishedTask:
     test_images: tuple[str, ...] = ()
     validation: tuple[str, ...] = ()
     row: RowReader = llava
+    keeps: Callable[[Row], bool] = every_row
     references: tuple[str, ...] = ()
     read_references: Callable[[Path], Lookup] | None = None
 
@@ -68,8 +70,7 @@ class PublishedStream(StreamKind):
         for task in self.table:
             for split, (files, folders) in task.parts().items():
                 problems += [f"{task.name}, {split}: {problem}" for problem in _problems(task, root, files, folders)]
-            if task.references and first_existing(root, task.references) is None:
-                problems.append(f"{task.name}, references: none of {', '.join(task.references)} is there")
+            problems += [f"{task.name}, references: {problem}" for problem in _reference_problems(task, root)]
         return problems
 
 
@@ -88,12 +89,13 @@ def _experience(task: PublishedTask, root: Path, seed: int, limit: int | None) -
             if given is None:
                 raise ValueError(f"task {task.name}: none of {', '.join(task.references)} is in {root}")
             lookup = task.read_references(given)
-        rows = limited(list(enumerate(json_rows(path))), limit, seed, f"{task.name} {split}")
+        kept = [(place, row) for place, row in enumerate(json_rows(path)) if task.keeps(row)]
+        if not kept:
+            raise ValueError(f"{path}: none of its rows belongs to the benchmark")
+        rows = limited(kept, limit, seed, f"{task.name} {split}")
         parts[split] = tuple(
             example for place, row in rows for example in _examples(task, path, place, row, images, lookup)
         )
-        if not parts[split]:
-            raise ValueError(f"{path}: none of the {len(rows)} rows read belongs to the benchmark")
     grader, faithful = graders_named(task.grader)
     return Experience(
         task.name,
@@ -115,8 +117,6 @@ def _examples(
     """
     try:
         plain = task.row(row, images)
-        if plain is None:
-            return []
         answers = plain.pop("answers", None)
         references = lookup(place, row) if lookup is not None else tuple(map(str, answers or ()))
         return [replace(example, references=references) for example in read_examples([plain])]
@@ -125,23 +125,38 @@ def _examples(
         raise ValueError(f"{path}, row {place + 1}: {said}") from error
 
 
-def _problems(task: PublishedTask, root: Path, files: tuple[str, ...], folders: tuple[str, ...]) -> list[str]:
-    path, images = first_existing(root, files), first_existing(root, folders)
-    if path is None or images is None:
-        missing = [each for each, found in ((files, path), (folders, images)) if found is None]
-        return [f"none of {', '.join(alternatives)} is there" for alternatives in missing]
+def _reference_problems(task: PublishedTask, root: Path) -> list[str]:
+    if task.read_references is None:
+        return []
     try:
-        rows = json_rows(path)
+        given = first_existing(root, task.references)
+        if given is None:
+            return [f"none of {', '.join(task.references)} is there"]
+        task.read_references(given)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def _problems(task: PublishedTask, root: Path, files: tuple[str, ...], folders: tuple[str, ...]) -> list[str]:
+    try:
+        path, images = first_existing(root, files), first_existing(root, folders)
+        if path is None or images is None:
+            missing = [each for each, found in ((files, path), (folders, images)) if found is None]
+            return [f"none of {', '.join(alternatives)} is there" for alternatives in missing]
+        rows = [(place, row) for place, row in enumerate(json_rows(path)) if task.keeps(row)]
     except ValueError as error:
         return [str(error)]
 
-    def bad():
-        for place, row in enumerate(rows):
+    def bad() -> Iterator[str]:
+        for place, row in rows:
             try:
                 _examples(task, path, place, row, images)
             except ValueError as error:
                 yield str(error)
 
+    if not rows:
+        return [f"{path}: none of its rows belongs to the benchmark"]
     found = bad()
     shown = list(islice(found, SHOWN_PROBLEMS))
     more = sum(1 for _ in found)

@@ -1,7 +1,7 @@
 """What a row of each published schema says: one function a schema, all giving rows that `read_examples` reads.
 
 A function gets a row and the folder of its pictures, and returns the row with `id`, `question` (or `conversations`),
-`answer` and `images` as paths, plus whatever a grader needs; None for a row that the benchmark leaves out.
+`answer` and `images` as paths, plus whatever a grader needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from inducekv.continual.streams.files import within
 
 Row = Mapping[str, Any]
-RowReader = Callable[[Row, Path], dict[str, Any] | None]
+RowReader = Callable[[Row, Path], dict[str, Any]]
 
 SHORT = "\nAnswer the question using a single word or phrase."
 """LLaVA's prompt for short answers, put behind questions of files that hold bare ones. CHOICE."""
@@ -70,8 +70,15 @@ def vqa_rad(row: Row, images: Path) -> dict[str, Any]:
     return _medical(row, images, row.get("image_name") or row.get("image"))
 
 
-def slake_english(row: Row, images: Path) -> dict[str, Any] | None:
-    """SLAKE: {img_name, question, answer, q_lang, answer_type, qid}; the English half."""
-    if row.get("q_lang", "en") != "en":
-        return None
+def slake(row: Row, images: Path) -> dict[str, Any]:
+    """SLAKE: {img_name, question, answer, q_lang, answer_type, qid}."""
     return _medical(row, images, row.get("img_name"))
+
+
+def every_row(row: Row) -> bool:
+    return True
+
+
+def in_english(row: Row) -> bool:
+    """SLAKE is bilingual; papers use its English half."""
+    return row.get("q_lang", "en") == "en"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 from inducekv.continual.streams.published import PublishedStream, PublishedTask
 from inducekv.continual.streams.references import coco_captions, textvqa
-from inducekv.continual.streams.rows import slake_english, vqa_rad, vqacl
+from inducekv.continual.streams.rows import in_english, slake, vqa_rad, vqacl
 
 
 def _paths(folders: tuple[str, ...], *names: str) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ def _coin_task(name: str, folder: str, grader: str) -> PublishedTask:
     if name != "TextVQA":
         return task
     given = _paths(("cl_dataset/TextVQA", "TextVQA", *instructions), "TextVQA_0.5.1_val.json")
-    return PublishedTask(**{**vars(task), "references": given, "read_references": textvqa})
+    return replace(task, references=given, read_references=textvqa)
 
 
 _COIN_TABLE = tuple(_coin_task(*row) for row in _COIN)
@@ -150,7 +151,8 @@ _MEDICAL_TABLE = (
         test=("data_Slake/test.json",),
         validation=("data_Slake/validate.json",),
         images=("data_Slake/imgs",),
-        row=slake_english,
+        row=slake,
+        keeps=in_english,
     ),
     PublishedTask(
         "VQA-RAD",
