@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-oldest lint types docs parity clean
 
 demo: $(VENV)/.bench ## set up and teach the shipped model a stream of tasks
 	$(BIN)/inducekv demo
 
 test: $(VENV)/.dev ## set up and run the suite
 	$(BIN)/python -m pytest
+
+test-oldest: $(VENV)/.dev ## the parity suite on the oldest supported transformers
+	.ci/older-transformers $(BIN)/python
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -18,8 +21,15 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev ## build the documentation into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+parity: $(VENV)/.dev ## run the parity suite and keep its results for the documentation
+	$(BIN)/python -m pytest tests/test_family_parity.py --junitxml=build/parity.xml
+	$(BIN)/python tools/docs/parity_results.py build/parity.xml
+
 clean:
-	rm -rf $(VENV) demo-report build dist
+	rm -rf $(VENV) .venv-older demo-report build dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,6 +19,7 @@ _hook = install_import_hook([f"inducekv.{name}" for name in _modules], "beartype
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 
 import tiny  # noqa: E402
 
@@ -25,6 +27,13 @@ import tiny  # noqa: E402
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _versions(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """What a report in JUnit's form (`--junitxml`) was made with; the documentation shows it."""
+    for name, version in (("transformers", transformers.__version__), ("torch", torch.__version__)):
+        record_testsuite_property(name, version)
 
 
 @pytest.fixture(scope="session")

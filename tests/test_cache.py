@@ -76,7 +76,14 @@ def test_what_a_cache_cannot_say_is_refused() -> None:
 
 def test_a_model_with_its_memory_gives_out_caches() -> None:
     backbone = tiny_families.model("llama")
-    config = InduceKVConfig(budget="4MiB", payload="none", payload_dtype="float32", weighting="sqrt_max", abstain=False)
+    config = InduceKVConfig(
+        budget="4MiB",
+        payload="none",
+        payload_dtype="float32",
+        weighting="sqrt_max",
+        abstain=False,
+        retrieval="two_pass",
+    )
     model = InducedModel.from_pretrained(backbone, config=config)
     learned = [example(backbone, seed) for seed in (1, 3, 4)]
     for i, encoded in enumerate(backbone.encode(learned)):

@@ -14,6 +14,7 @@ from inducekv.compression import (
     dequantise,
     quantise,
 )
+from inducekv.compression.storage import pack, stored_width, unpack
 from inducekv.config import InduceKVConfig
 from inducekv.encoded import ANSWER, IMAGE, TEXT, Encoded
 
@@ -38,7 +39,10 @@ def test_keep_answer_keeps_exactly_the_answer():
     assert torch.equal(small.keys, example.keys[:, :, 6:])
     assert torch.equal(small.values, example.values[:, :, 6:])
     assert small.kinds.tolist() == [ANSWER, ANSWER]
-    assert (small.span, small.answer_length) == (example.span, example.answer_length)
+    assert (small.span, small.answer_length) == (2, example.answer_length), "an answer takes its own positions alone"
+    assert KeepAnswer(1).compress(example).span == example.span
+    middle = encoded([TEXT, ANSWER, ANSWER, TEXT])
+    assert KeepAnswer().compress(middle).span == middle.span, "what follows the answer keeps its place"
 
 
 def test_keep_answer_pools_the_rest_into_as_many_tokens_as_asked():
@@ -78,7 +82,7 @@ def test_every_compression_keeps_frame_key_and_dtype(name):
     assert 1 <= small.tokens <= example.tokens
     assert small.keys.shape == small.values.shape
     assert small.keys.dtype == example.keys.dtype
-    assert small.span == example.span
+    assert small.tokens <= small.span <= example.span
     assert torch.equal(small.key, example.key)
 
 
@@ -93,16 +97,19 @@ def test_impossible_token_counts_are_refused(make):
         make()
 
 
-@pytest.mark.parametrize(("dtype", "error"), [("float32", 0.0), ("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 9e-3)])
+@pytest.mark.parametrize(
+    ("dtype", "error"),
+    [("float32", 0.0), ("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 9e-3), ("int4", 0.075), ("int2", 0.34)],
+)
 def test_storage_error_is_within_the_format_relative_to_the_largest_number_of_the_head(dtype, error):
     tensor = (
         torch.randn(5, 3, 2, 16, generator=torch.Generator().manual_seed(0))
         * torch.tensor([1e-2, 1, 300])[:, None, None]
     )
     stored = quantise(tensor, dtype)
-    back = dequantise(*stored)
+    back = dequantise(*stored, dtype, 16)
     assert back.dtype == torch.float32
-    assert (stored.scales is not None) == (dtype == "int8")
+    assert (stored.scales is not None) == dtype.startswith("int")
     assert bool(((back - tensor).abs() <= error * tensor.abs().amax(-1, keepdim=True)).all())
 
 
@@ -110,7 +117,21 @@ def test_int8_takes_a_quarter_of_float32_and_zeros_stay_zeros():
     stored = quantise(torch.zeros(2, 1, 1, 8), "int8")
     assert stored.values.element_size() == 1
     assert stored.scales.shape == (2, 1, 1) and stored.scales.dtype == torch.float16
-    assert dequantise(*stored).eq(0).all()
+    assert dequantise(*stored, "int8", 8).eq(0).all()
+    assert dequantise(*quantise(torch.zeros(2, 8), "int4"), "int4", 8).eq(0).all()
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("int4", 4), ("int2", 2)])
+@pytest.mark.parametrize("head_dim", [1, 3, 8, 9])
+def test_codes_lie_packed_and_come_back(dtype, bits, head_dim):
+    codes = torch.randint(0, 2**bits, (5, 2, head_dim), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    packed = pack(codes, bits)
+    assert packed.shape[-1] == stored_width(head_dim, dtype) == -(-head_dim * bits // 8)
+    assert torch.equal(unpack(packed, bits, head_dim), codes)
+    first = sum(int(code) << (bits * i) for i, code in enumerate(codes[0, 0, : 8 // bits]))
+    assert int(packed[0, 0, 0]) == first, "the first code lies in the lowest bits"
+    once = dequantise(*quantise(torch.randn(4, head_dim), dtype), dtype, head_dim)
+    assert torch.allclose(dequantise(*quantise(once, dtype), dtype, head_dim), once, rtol=2e-3, atol=1e-3)
 
 
 def test_numbers_that_cannot_be_stored_are_refused():

@@ -53,7 +53,7 @@ def test_sizes_are_written_so_that_they_can_be_read(size: int) -> None:
         ({"selector": "best"}, ValueError, "'bilevel'"),
         ({"visibility": "far"}, ValueError, "'all', 'window'; got 'far'"),
         ({"hypergradient": "second"}, ValueError, "'first_order', 'implicit'"),
-        ({"retrieval": "in_flight"}, ValueError, "'two_pass'"),
+        ({"retrieval": "on_foot"}, ValueError, "'two_pass'"),
         ({"payload": "zip"}, ValueError, "'keep_answer' or a Compression; got 'zip'"),
         ({"payload": "mean_pool"}, ValueError, "payload_tokens must be at least 1, got 0"),
         ({"payload_tokens": -1}, ValueError, "at least 0"),

@@ -52,7 +52,7 @@ def test_the_command_prints_both_ways(tmp_path: Path) -> None:
     assert "window of 512" in said.output and "sdpa and eager" in said.output
     fields = json.loads(CliRunner().invoke(app, ["doctor", str(tmp_path), "--json", "--budget", "1MiB"]).output)
     assert fields["supported"] and fields["family"] == "gemma3" and fields["bits"]["8"]["entries"]["1MiB"] > 100
-    assert not fields["bits"]["4"]["stored_by_this_version"]
+    assert fields["bits"]["4"]["entries"]["1MiB"] > fields["bits"]["8"]["entries"]["1MiB"]
 
 
 @pytest.mark.parametrize(

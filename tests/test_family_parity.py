@@ -93,25 +93,28 @@ def image_in_payload(backbone: Backbone) -> None:
     one_row(backbone, picture=True)
 
 
-def static_cache(backbone: Backbone) -> None:
-    options = {"cache_implementation": "static", "disable_compile": True}
+def one_row_where_plain_models_can(backbone: Backbone, **options: Any) -> None:
+    """Skipped where the installed release gets it wrong without any memory, too."""
+    asked = example(backbone, 2, False)
     try:
-        answered(backbone, inputs_of(backbone, [example(backbone, 2, False)]), **options)
+        logits, new, _ = answered(backbone, inputs_of(backbone, [asked]), **options)
     except AttributeError as error:
         pytest.skip(f"without any memory, too, this release of transformers fails: {error}")
+    if (logits[0] - reference(backbone, [], asked, new[0])[:NEW]).abs().max() > TOLERANCE:
+        pytest.skip("without any memory, too, this release of transformers gives other logits")
     one_row(backbone, **options)
 
 
+def static_cache(backbone: Backbone) -> None:
+    one_row_where_plain_models_can(backbone, cache_implementation="static", disable_compile=True)
+
+
 def no_cache(backbone: Backbone) -> None:
-    if not tiny.PICTURES_FOLLOW_ROWS and (backbone.family.images_per_row or backbone.family.token_types == "prefix"):
-        pytest.skip("this release of transformers loses pictures and token types after the first token")
-    one_row(backbone, use_cache=False)
+    one_row_where_plain_models_can(backbone, use_cache=False)
 
 
 def beam(backbone: Backbone) -> None:
     """The scores of all beams are the reference's log-probabilities of their tokens."""
-    if not tiny.PICTURES_FOLLOW_ROWS and backbone.family.image_token is not None:
-        pytest.skip("this release of transformers mixes up pictures under beams")
     learned, asked = example(backbone, 1), example(backbone, 2, False)
     options = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0}
     with attached(backbone, memory_of(backbone, [[learned]])):

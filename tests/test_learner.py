@@ -332,7 +332,8 @@ def test_thresholds_lie_below_nearly_all_questions_of_the_task_and_above_foreign
 
     keys = near(centre, 10)
     zeros = torch.zeros(1, 1, 1, 2)
-    entries = [Entry(f"e{i}", "t", keys[i].half(), Payload(zeros, zeros), 1, 1) for i in range(10)]
+    stored = Payload(zeros, zeros, None, None, "float32", 2)
+    entries = [Entry(f"e{i}", "t", keys[i].half(), stored, 1, 1) for i in range(10)]
     own = [Question(Example("q", "a", (), f"e{i}"), keys[i], "t") for i in range(10)]
     asked = near(centre, 200)
     held_out = [Question(Example("q", "a", (), f"q{i}"), asked[i], "t") for i in range(20)]

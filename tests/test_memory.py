@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inducekv import memory_file
-from inducekv.config import InduceKVConfig
+from inducekv.compression.storage import quantise, unpack
+from inducekv.config import InduceKVConfig, PayloadDtype
+from inducekv.encoded import Encoded
 from inducekv.entry import TEXT_LIMIT, Entry, Layout, Payload
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_file import FingerprintError, MemoryFileError, MemoryLockedError
@@ -20,7 +22,7 @@ from inducekv.retrieval import Calibration
 
 LAYOUT = Layout((0, 1, 2), kv_heads=2, head_dim=4, key_dim=8)
 FINGERPRINT = {"architecture": "Tiny", "layers": 3, "key_layer": 3, "key_pool": "last"}
-DTYPES = ["float32", "float16", "bfloat16", "int8"]
+DTYPES = ["float32", "float16", "bfloat16", "int8", "int4", "int2"]
 
 
 def entry(seed: int, tokens: int = 2, task: str = "birds", dtype: str = "int8", answer: str = "zorb") -> Entry:
@@ -29,9 +31,10 @@ def entry(seed: int, tokens: int = 2, task: str = "birds", dtype: str = "int8", 
     if dtype == "int8":
         numbers = [torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8) for _ in range(2)]
         scales = [torch.rand(shape[:-1], generator=generator).half() for _ in range(2)]
-        payload = Payload(*numbers, *scales)
+        payload = Payload(*numbers, *scales, dtype, 4)
     else:
-        payload = Payload(*(torch.randn(shape, generator=generator).to(getattr(torch, dtype)) for _ in range(2)))
+        stored = [quantise(torch.randn(shape, generator=generator), dtype) for _ in range(2)]
+        payload = Payload(*(x.values for x in stored), *(x.scales for x in stored), dtype, 4)
     key = torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=-1).half()
     return Entry(f"entry-{seed}", task, key, payload, tokens + 3, 2, f"what is {seed}?", answer)
 
@@ -123,10 +126,8 @@ def test_no_order_of_operations_breaks_the_budget(budget: int, steps: list, tmp_
 @pytest.mark.parametrize(("dtype", "count"), [*((dtype, n) for dtype in DTYPES for n in (0, 1)), ("int8", 10_000)])
 def test_the_file_is_at_most_64_kib_larger(tmp_path: Path, dtype: str, count: int) -> None:
     held = KVMemory("64MiB", Layout((0,), 1, 2, 4), dtype, FINGERPRINT)
-    small = Payload(*(entry(i, 1, dtype=dtype).payload.keys[:1, :1, :1, :2] for i in (0, 1)))
-    if dtype == "int8":
-        scales = torch.ones(1, 1, 1).half()
-        small = Payload(small.keys, small.values, scales, scales)
+    stored = quantise(torch.ones(1, 1, 1, 2), dtype)
+    small = Payload(stored.values, stored.values, stored.scales, stored.scales, dtype, 2)
     key = torch.ones(4).half() / 2
     held.add_all(
         [Entry(f"{i}", f"task {i % 1000}", key, small, 1, 1, 'what is it?\n"é\u2028', "an é") for i in range(count)]
@@ -171,10 +172,21 @@ def test_adding_is_all_or_nothing() -> None:
     with pytest.raises(ValueError, match="'entry-1' comes more than once"):
         held.add_all([entry(20), entry(1)])
     for broken, message in (
-        (entry(21, dtype="float16"), "must be torch.int8"),
+        (entry(21, dtype="float16"), "must be int8 with 4 numbers a head"),
+        (entry(21, dtype="int4"), "got int4"),
         (Entry("x", "t", torch.full((8,), torch.nan).half(), entry(1).payload, 1, 1), "not finite"),
         (Entry("x", "t", torch.ones(9).half(), entry(1).payload, 1, 1), r"must be float16 \[8\]"),
-        (Entry("x", "t", torch.ones(8).half(), Payload(*2 * [torch.ones(2, 3, 2, 4).char()]), 1, 1), "have scales"),
+        (
+            Entry(
+                "x",
+                "t",
+                torch.ones(8).half(),
+                Payload(*2 * [torch.ones(2, 3, 2, 4).char()], None, None, "int8", 4),
+                1,
+                1,
+            ),
+            "have scales",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             held.add_all([entry(20), broken])
@@ -225,13 +237,52 @@ def test_payloads_come_back_padded_and_dequantised(dtype: str) -> None:
         stored = held.entries[index].payload
         tokens = stored.tokens
         assert got.mask[place].tolist() == [i < tokens for i in range(got.mask.shape[1])]
-        values = stored.values.float() * (1 if stored.value_scales is None else stored.value_scales.float()[..., None])
+        codes = stored.values.float()
+        if dtype in ("int4", "int2"):
+            codes = unpack(stored.values, int(dtype[-1]), 4).float() - (7 if dtype == "int4" else 1.5)
+        values = codes * (1 if stored.value_scales is None else stored.value_scales.float()[..., None])
         assert torch.equal(got.values[place, :, :, :tokens], values.permute(1, 2, 0, 3))
         assert got.spans[place] == held.entries[index].span
     held.drop(["entry-0"])
     assert torch.equal(held.payloads(torch.tensor([3])).values, got.values[:1, :, :, : got.mask[0].sum()])
     assert held.keys().shape == (5, 8) and torch.allclose(held.keys().norm(dim=-1), torch.ones(5))
     assert held.threshold_of_entries().tolist() == [-torch.inf, 0.25, -torch.inf, 0.25, -torch.inf]
+
+
+# -- layers
+
+
+def encoded(layers: int = 5) -> Encoded:
+    draw = torch.Generator().manual_seed(7)
+    keys, values = (torch.randn(layers, 2, 3, 4, generator=draw) for _ in range(2))
+    key = torch.nn.functional.normalize(torch.randn(8, generator=draw), dim=-1)
+    return Encoded(key, keys, values, torch.zeros(3, dtype=torch.int8), 6, 2)
+
+
+@pytest.mark.parametrize("layers", [(0,), (4,), (1, 3), (2, 3, 4), (0, 1, 2, 3, 4)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_some_layers_are_stored_as_they_are_among_all(
+    tmp_path: Path, dtype: PayloadDtype, layers: tuple[int, ...]
+) -> None:
+    whole = Entry.of(encoded(), id="a", task="t", payload_dtype=dtype)
+    some = Entry.of(encoded(), id="a", task="t", payload_dtype=dtype, layers=layers)
+    for name in ("keys", "values", *(["key_scales", "value_scales"] if dtype == "int8" else [])):
+        assert torch.equal(getattr(some.payload, name), getattr(whole.payload, name)[:, list(layers)]), name
+    held = KVMemory("64KiB", Layout(layers, kv_heads=2, head_dim=4, key_dim=8), dtype, FINGERPRINT)
+    held.add(some)
+    held.save_pretrained(tmp_path)
+    loaded = KVMemory.from_pretrained(tmp_path)
+    assert_same(loaded, held)
+    assert loaded.payloads(torch.tensor([0])).keys.shape == (1, len(layers), 2, 3, 4)
+    if len(layers) < 5:
+        with pytest.raises(ValueError, match="tokens >= 1, layers, kv_heads"):
+            held.add(Entry.of(encoded(), id="b", task="t", payload_dtype=dtype))
+
+
+@pytest.mark.parametrize("layers", [(), (3, 1), (1, 1), (-1, 0), (4, 5)])
+def test_layers_that_an_example_lacks_are_refused(layers: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"from 0 to 4 .*; got \("):
+        Entry.of(encoded(), id="a", task="t", payload_dtype="int8", layers=layers)
 
 
 # -- files

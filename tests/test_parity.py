@@ -189,6 +189,23 @@ def test_eager_attention_reads_the_same_as_sdpa(family: str) -> None:
         assert_close(outputs[1], outputs[0])  # eager takes its softmax in float32
 
 
+@pytest.mark.parametrize("family", ["llava", "idefics3"])
+def test_flex_attention_reads_the_same_as_sdpa(family: str) -> None:
+    """Uncompiled; on a GPU this is untested."""
+    rows = [[tiny.example(1)], [tiny.example(3), tiny.example(4)]]
+    asked = [tiny.example(2, answer=False), tiny.example(5, answer=False)]
+    alpha = torch.tensor([[0.0, 1.0], [0.3, 0.7]])
+    sdpa, flex = (getattr(tiny, family)(torch.float32) for _ in range(2))
+    flex.text_model.set_attn_implementation("flex_attention")
+    for weighting in ("log", "none"):
+        outputs, injection = [], memory_of(sdpa, rows, weighting, alpha)
+        for backbone in (sdpa, flex):
+            with torch.compiler.set_stance("force_eager"), attached(backbone, injection):
+                outputs.append(generated(backbone, inputs_of(backbone, asked))[0])
+        assert (outputs[1] - outputs[0]).abs().max() < 1e-4
+    assert flex.text_model.config._attn_implementation == "flex_attention"
+
+
 def test_scores_are_those_of_the_same_tokens_in_the_prompt(backbone: Backbone) -> None:
     asked = [tiny.example(i, images=i % 2) for i in (2, 5, 8)]
     learned = [tiny.example(1), tiny.example(3, images=0), tiny.example(4)]

@@ -7,109 +7,27 @@ widens the mask; everything else about the model stays as it is, so a plain `gen
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from inducekv.attachment import ATTRIBUTE, Attachment, Provider
+from inducekv.attachment import InFlight as InFlight
+from inducekv.attention_masks import repeats_of
+from inducekv.fitting import check_fits
 from inducekv.injection import Injection
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
 
-Provider = Callable[[dict[str, Any]], Injection | None]
-ATTRIBUTE = "_inducekv_attachment"
-REGISTERED = {"sdpa": "inducekv_sdpa", "eager": "inducekv_eager"}
-NOT_THE_PROMPT = ("past_key_values", "use_cache", "cache_position", "labels", "logits_to_keep", "return_dict")
-
-
-class Attachment:
-    """What is attached while the context is open; `attached` yields it.
-
-    Attributes:
-        injection: what attention reads now, or None.
-    """
-
-    def __init__(self, injection: Injection | None, provider: Provider | None, record_mass: bool) -> None:
-        self.injection = injection
-        self.record_mass = record_mass
-        self._provider = provider
-        self._providing = False
-        self._prompt: Tensor | None = None
-        self._query_positions: Tensor | None = None
-        self._mass: Tensor | None = None
-        self._recorded = 0
-
-    @property
-    def mass(self) -> Float[Tensor, "rows slots"]:
-        """Attention mass each slot took: mean over layers, heads and query positions since the last prefill.
-
-        Raises:
-            RuntimeError: `attached` was opened without `record_mass=True`, or nothing has run with a memory.
-        """
-        if self._mass is None:
-            raise RuntimeError(
-                "no attention mass recorded: open attached(..., record_mass=True) and run the model in it"
-            )
-        return self._mass / self._recorded
-
-    def before_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward-pre-hook of the whole model: ask the provider anew whenever a prompt is read."""
-        if self._provider is None or self._providing:
-            return
-        past = kwargs.get("past_key_values")
-        if past is not None and past.get_seq_length() > 0:
-            return
-        inputs = {k: v for k, v in kwargs.items() if k not in NOT_THE_PROMPT and not k.startswith("output_")}
-        if args:
-            inputs["input_ids"] = args[0]
-        ids = inputs.get("input_ids")
-        if kwargs.get("use_cache") is False and self._continues(ids):
-            return  # generating without a cache: the same prompt, some tokens longer
-        self._prompt = ids
-        self._providing, self.injection = True, None
-        try:
-            self.injection = self._provider(inputs)
-        finally:
-            self._providing = False
-        self._mass, self._recorded = None, 0
-
-    def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward-pre-hook of a text decoder with sliding windows: note where the queries are."""
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
-            tokens = next(x for x in given if isinstance(x, Tensor))
-            past = kwargs.get("past_key_values")
-            before = 0 if past is None else past.get_seq_length()
-            positions = torch.arange(before, before + tokens.shape[1], device=tokens.device)[None]
-        self._query_positions = positions[0] if positions.dim() == 3 else positions
-
-    def within(self, window: int, injection: Injection) -> Bool[Tensor, "batch 1 queries tokens"] | None:
-        """Which memory tokens lie within a sliding window of each query; None where that does not matter."""
-        if injection.positions is None or self._query_positions is None:
-            return None
-        queries, places = self._query_positions, injection.positions
-        places = _expand(places, max(1, queries.shape[0] // places.shape[0])).to(queries.device)
-        return (queries[:, :, None] - places[:, None] < window)[:, None]
-
-    def _continues(self, ids: Tensor | None) -> bool:
-        before = self._prompt
-        if ids is None or before is None or ids.shape[0] != before.shape[0] or ids.shape[1] <= before.shape[1]:
-            return False
-        return bool(torch.equal(ids[:, : before.shape[1]], before))
-
-    def record(self, mass: Float[Tensor, "batch tokens"], injection: Injection) -> None:
-        """Add one layer's attention mass on each memory token."""
-        rows = injection.mask.shape[0]
-        mass = mass.view(rows, -1, mass.shape[-1]).mean(1)  # beams of a row
-        slots = mass.new_zeros(rows, injection.slot_count).scatter_add(1, injection.slots, mass)
-        self._mass = slots if self._mass is None else self._mass + slots
-        self._recorded += 1
+REGISTERED = {"sdpa": "inducekv_sdpa", "eager": "inducekv_eager", "flex_attention": "inducekv_flex"}
 
 
 def _attend(
@@ -127,48 +45,16 @@ def _attend(
     if attachment is None or injection is None:
         return base(module, query, key, value, mask, **kwargs)
     layer: int = module.layer_idx  # type: ignore[assignment]
-    batch, _, length, _ = query.shape
-    repeats = _repeats(batch, injection)
-    memory_key, memory_value = (_expand(x[layer], repeats).to(key) for x in (injection.keys, injection.values))
-    own = key.shape[2]
-    key, value = torch.cat([memory_key, key], 2), torch.cat([memory_value, value], 2)
-    if mask is None:  # the kernels' own meaning of no mask: one query sees all, several are causal from the top left
-        mask = torch.ones(length, own, dtype=torch.bool, device=key.device).tril(0 if length > 1 else own)[None, None]
-    visible = _expand(injection.mask, repeats).to(key.device)[:, None, None].expand(-1, 1, length, -1)
-    if (window := kwargs.get("sliding_window")) and (near := attachment.within(window, injection)) is not None:
-        visible = visible & near.to(key.device)
-    mask = mask[..., :own].expand(batch, -1, -1, -1)
-    if injection.bias is None and mask.dtype == torch.bool:
-        mask = torch.cat([visible.expand(-1, mask.shape[1], -1, -1), mask], -1)
-    else:
-        lowest = max(torch.finfo(query.dtype).min, torch.finfo(torch.float32).min)  # eager softmax is float32
-        if mask.dtype == torch.bool:
-            mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(~mask, lowest)
-        bias = (
-            visible.new_zeros((), dtype=query.dtype)
-            if injection.bias is None
-            else _expand(injection.bias, repeats)[:, None, None].to(query)
-        )
-        front = torch.where(visible, bias, lowest)
-        mask = torch.cat([front.expand(-1, mask.shape[1], -1, -1).to(mask.dtype), mask], -1)
+    memory = injection.of_layer(layer, key, repeats_of(query.shape[0], injection))
+    if memory is None:
+        return base(module, query, key, value, mask, **kwargs)
+    mask = attachment.mask_for(query, key.shape[2], mask, kwargs.get("sliding_window"))
+    key, value = torch.cat([memory[0], key], 2), torch.cat([memory[1], value], 2)
     if attachment.record_mass:
-        memory, scaling, softcap = memory_key.shape[2], kwargs.get("scaling"), kwargs.get("softcap")
+        tokens, scaling, softcap = memory[0].shape[2], kwargs.get("scaling"), kwargs.get("softcap")
         softcap = softcap if base is not sdpa_attention_forward else None  # which knows no such thing
-        attachment.record(_memory_mass(query, key, mask, memory, scaling, softcap), injection)
+        attachment.record(_memory_mass(query, key, mask, tokens, scaling, softcap), injection)
     return base(module, query, key, value, mask, **kwargs)
-
-
-def _repeats(batch: int, injection: Injection) -> int:
-    rows = injection.mask.shape[0]
-    if batch % rows:
-        raise ValueError(
-            f"the memory attached is for {rows} rows, the batch has {batch}; they must be equal or a multiple (beams)"
-        )
-    return batch // rows
-
-
-def _expand(x: Tensor, repeats: int) -> Tensor:
-    return x if repeats == 1 else x.repeat_interleave(repeats, 0)
 
 
 @torch.no_grad()
@@ -205,7 +91,24 @@ def inducekv_eager(
     return _attend(base, module, query, key, value, attention_mask, **kwargs)
 
 
+def inducekv_flex(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> Any:
+    """Flex attention, over memory too. Its mask is added to the logits: no blocks are skipped."""
+
+    def base(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(
+                ~mask, torch.finfo(query.dtype).min
+            )
+        return flex_attention_forward(module, query, key, value, mask, **kwargs)
+
+    return _attend(base, module, query, key, value, attention_mask, **kwargs)
+
+
 AttentionInterface.register("inducekv_sdpa", inducekv_sdpa)
+AttentionInterface.register("inducekv_flex", inducekv_flex)
+AttentionMaskInterface.register("inducekv_flex", eager_mask)
 AttentionInterface.register("inducekv_eager", inducekv_eager)
 AttentionMaskInterface.register("inducekv_sdpa", sdpa_mask)
 AttentionMaskInterface.register("inducekv_eager", eager_mask)
@@ -213,7 +116,11 @@ AttentionMaskInterface.register("inducekv_eager", eager_mask)
 
 @contextmanager
 def attached(
-    backbone: "Backbone", memory: Injection | Provider | None, *, record_mass: bool = False, check: bool = False
+    backbone: "Backbone",
+    memory: Injection | Provider | InFlight | None,
+    *,
+    record_mass: bool = False,
+    check: bool = False,
 ) -> Iterator[Attachment]:
     """Let the model's text tower read `memory` while the context is open.
 
@@ -227,13 +134,16 @@ def attached(
     Args:
         backbone: the model to attach to.
         memory: an `Injection` for the rows of the batches to come; or a function from the model's inputs to one,
-            called whenever a prompt is read (None from it: the plain model); or None: the plain model.
+            called whenever a prompt is read (None from it: the plain model); or an `InFlight`, which finds it within
+            the pass that reads the prompt; or None: the plain model.
         record_mass: also compute the attention mass of every slot (slower; see `Attachment.mass`).
         check: first compare memory with prompt tokens on this model, once in a process (`check.check_parity`).
 
     Raises:
         ParityError: the check failed.
-        ValueError: the model's attention implementation is neither `sdpa` nor `eager`.
+        ValueError: the model's attention implementation is not `sdpa`, `eager` or `flex_attention`, or the memory does
+            not fit the model (`fitting.check_fits`); while open, from the model: the rows of a batch are not those of
+            the memory, or prompt and memory together exceed the model's context.
     """
     if check:
         from inducekv.check import check_parity  # which attaches in its turn
@@ -246,15 +156,17 @@ def attached(
     if wanted is None:
         raise ValueError(
             f"attention implementation {before!r} cannot read memory; "
-            "load the model with attn_implementation='sdpa' or 'eager'"
+            "load the model with attn_implementation='sdpa' or 'eager' (or 'flex_attention')"
         )
-    provider = memory if not isinstance(memory, Injection) and callable(memory) else None
-    attachment = Attachment(memory if isinstance(memory, Injection) else None, provider, record_mass)
     modules = [layer.self_attn for layer in text.layers]
+    attachment = Attachment(memory, modules, record_mass, partial(check_fits, backbone=backbone))
     previous = [module.__dict__.get(ATTRIBUTE) for module in modules]
     hooks = []
-    if provider:
+    if memory is not None and not isinstance(memory, Injection):
         hooks.append(backbone.model.register_forward_pre_hook(attachment.before_forward, with_kwargs=True))
+    if isinstance(memory, InFlight):
+        key_layer = text.layers[memory.layer]
+        hooks.append(key_layer.register_forward_pre_hook(attachment.before_key_layer, with_kwargs=True))
     if memory is not None and getattr(text.config, "sliding_window", None):
         hooks.append(text.register_forward_pre_hook(attachment.before_decoder, with_kwargs=True))
     try:

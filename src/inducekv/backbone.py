@@ -9,14 +9,23 @@ from typing import Any
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, DynamicCache
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    DynamicCache,
+    PreTrainedConfig,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from inducekv.attention import Attachment, attached
+from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.config import KeyPool
-from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, tapped, text_inputs
+from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, state_of, tapped, text_inputs
+from inducekv.devices import device_of
 from inducekv.encoded import Encoded
 from inducekv.examples import Example
-from inducekv.families import FAMILIES, family_of, refusals
+from inducekv.families import FAMILIES, family_of, refusals, unknown_family
 from inducekv.fingerprint import embedding_hash, fingerprint_of
 from inducekv.injection import Injection
 from inducekv.progress import SILENT, Progress
@@ -24,7 +33,9 @@ from inducekv.rendering import Batch, Prepared, Rendered, pad, render
 from inducekv.rope import shift_keys
 from inducekv.scoring import Scores, answer_nll
 
-RowsInjection = Injection | Callable[[Tensor], Injection | None] | None
+WHERE_TO_LOAD = ("revision", "subfolder", "cache_dir", "token", "local_files_only", "force_download")
+"""Options of `from_pretrained` that say which files, for the configuration and the processor too."""
+RowsInjection = Injection | Callable[[Tensor], Injection | Provider | InFlight | None] | None
 """Memory for a whole list of examples, or a function that gives it for some of the rows (indices `[batch]`)."""
 
 
@@ -59,20 +70,35 @@ class Backbone:
     def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "Backbone":
         """Load a model and its processor; `options` go to the model's `from_pretrained`.
 
+        Code that comes with a model is never run: what it does to attention cannot be known.
+
         Raises:
-            ValueError: the family is not supported.
+            ValueError: the family is not supported, or `trust_remote_code` is among the options.
             OSError: no such model.
         """
-        config = AutoConfig.from_pretrained(name_or_path)
+        if options.pop("trust_remote_code", False):
+            raise ValueError(
+                f"{name_or_path}: trust_remote_code=True is refused, because memory can only join attention that goes "
+                "through the attention interface of transformers; leave it out to use transformers' own class"
+            )
+        place = {name: options[name] for name in WHERE_TO_LOAD if name in options}
+        fields, _ = PreTrainedConfig.get_config_dict(name_or_path, **place)
+        kind = fields.get("model_type")
+        if kind not in CONFIG_MAPPING:
+            raise ValueError(f"{name_or_path}: {unknown_family(kind, 'auto_map' in fields)}")
+        place["trust_remote_code"] = False  # or a question on the terminal would wait for an answer
+        config = AutoConfig.from_pretrained(name_or_path, **place)
         if reasons := refusals(config):
             raise ValueError(f"{name_or_path}: {'; '.join(reasons)}")
-        plain = FAMILIES[config.model_type].image_token is None
+        plain = FAMILIES[kind].image_token is None
         auto = AutoModelForCausalLM if plain else AutoModelForImageTextToText
-        return cls(auto.from_pretrained(name_or_path, **options), AutoProcessor.from_pretrained(name_or_path))
+        model = auto.from_pretrained(name_or_path, **options, trust_remote_code=False)
+        return cls(model, AutoProcessor.from_pretrained(name_or_path, **place))
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where inputs go and memories are put together; layers may be elsewhere."""
+        return device_of(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -240,9 +266,9 @@ class Backbone:
             tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
             inputs["attention_mask"] = torch.ones_like(tokens, dtype=torch.long)
         before = self._text_inputs(inputs)
-        with attached(self, None), tapped(self.text_model, key_layer) as hidden_of:
-            output = self.text_model(**before, use_cache=False)
-        return pooled_key(hidden_of(output), key_pool, inputs["attention_mask"].bool())
+        with attached(self, None):
+            hidden = state_of(self.text_model, key_layer, before)
+        return pooled_key(hidden, key_pool, inputs["attention_mask"].bool())
 
     # -- scoring
 
@@ -270,8 +296,8 @@ class Backbone:
                 hidden = self._decode(batch, use_cache=False).last_hidden_state
             head = self.model.get_output_embeddings()
             nll, mask = answer_nll(hidden, head, batch, prepared.max_answer, self.softcap)
-            nlls.append(nll)
-            masks.append(mask)
+            nlls.append(nll.to(self.device))
+            masks.append(mask.to(self.device))
             order.append(batch.rows)
             progress.advance(len(batch.rows))
         progress.stop()
@@ -349,11 +375,11 @@ class Backbone:
     def embedding_hash(self) -> str:
         """SHA-256 of the input embeddings; see `fingerprint.embedding_hash`."""
         if self._embedding_hash is None:
-            self._embedding_hash = embedding_hash(self.model.get_input_embeddings().weight)
+            self._embedding_hash = embedding_hash(self.model.get_input_embeddings())
         return self._embedding_hash
 
 
-def _for_rows(injection: RowsInjection, rows: Tensor) -> Injection | None:
+def _for_rows(injection: RowsInjection, rows: Tensor) -> Injection | Provider | InFlight | None:
     if injection is None:
         return None
     return injection.rows(rows.to(injection.mask.device)) if isinstance(injection, Injection) else injection(rows)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import DynamicCache, GenerationMixin
 
+from inducekv.devices import device_of
 from inducekv.families import counted_positions
 from inducekv.injection import Injection
 from inducekv.rope import shift_keys
@@ -41,7 +42,8 @@ def as_cache(
 
     Raises:
         ValueError: the weighting is `log` over several entries (a cache has no place for it), the rows differ from the
-            memory's, the mask decides by token types (PaliGemma; Gemma3 with pictures), or no `input_ids` are given.
+            memory's, the mask decides by token types (PaliGemma; Gemma3 with pictures), no `input_ids` are given, or
+            the memory holds payloads of some layers only (in-flight retrieval): a cache is as long in all layers.
     """
     if inputs.get("input_ids") is None:
         raise ValueError("as_cache needs input_ids: with inputs_embeds, generate expects the memory's embeddings too")
@@ -53,11 +55,14 @@ def as_cache(
     _check(backbone, injection, inputs)
     mask, order = _together(injection.mask)
     held = mask.sum(-1)
-    keys = torch.stack([_ordered(key, order, mask) for key in injection.keys], 1)
+    like = injection.keys[0]
+    both = [injection.of_layer(layer, like) or (like, like) for layer in range(backbone.layers)]
+    keys = torch.stack([_ordered(key, order, mask) for key, _ in both], 1)
     keys = shift_keys(backbone.text_model, keys, held)
-    for layer, value in enumerate(injection.values):
+    for layer, (_, value) in enumerate(both):
         value = _ordered(value, order, mask)
-        cache.update(keys[:, layer].to(value), value, layer)
+        device = device_of(backbone.text_model.layers[layer])
+        cache.update(keys[:, layer].to(device, value.dtype), value.to(device), layer)
     if beams > 1:
         cache.batch_repeat_interleave(beams)
     prompt, tokens = inputs["attention_mask"], inputs["input_ids"].shape[1]
@@ -70,6 +75,11 @@ def as_cache(
 
 def _check(backbone: "Backbone", injection: Injection, inputs: dict[str, Any]) -> None:
     rows = inputs["input_ids"].shape[0]
+    if len(injection.keys) != backbone.layers:
+        raise ValueError(
+            f"the memory holds payloads of {len(injection.keys)} of {backbone.layers} layers, and a cache has the same "
+            "length in all of them; learn with retrieval='two_pass', or use attached() instead of a cache"
+        )
     if injection.mask.shape[0] != rows:
         raise ValueError(f"the memory is for {injection.mask.shape[0]} rows, the inputs have {rows}")
     if injection.bias is not None and bool((injection.bias[injection.mask] != 0).any()):

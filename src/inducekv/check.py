@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from inducekv.attention import attached
+from inducekv.devices import quantisation
 from inducekv.injection import Injection
 from inducekv.rope import shift_keys
 
@@ -66,7 +67,7 @@ def check_parity(backbone: "Backbone") -> Parity:
         "dtype": str(backbone.dtype),
         "device": str(backbone.device),
         "attention": backbone.text_model.config._attn_implementation,
-        "quantised": _quantised(backbone),
+        "quantised": quantisation(backbone.model),
         "transformers": transformers.__version__,
     }
     key = json.dumps(said, sort_keys=True)
@@ -83,19 +84,15 @@ def check_parity(backbone: "Backbone") -> Parity:
     return outcome
 
 
-def _quantised(backbone: "Backbone") -> bool:
-    return getattr(backbone.model, "hf_quantizer", None) is not None
-
-
 @torch.no_grad()
 def _compare(backbone: "Backbone") -> Parity:
     text = backbone.text_model
     window = getattr(text.config, "sliding_window", None)
     tokens = TOKENS if window is None else max(1, min(TOKENS, window // 2))
     draw = torch.Generator().manual_seed(0)
-    vocabulary = text.get_input_embeddings().weight.shape[0]
-    ids = torch.randint(0, vocabulary, (1, 2 * tokens), generator=draw).to(text.get_input_embeddings().weight.device)
-    dtype = text.get_input_embeddings().weight.dtype
+    vocabulary = text.get_input_embeddings().num_embeddings
+    ids = torch.randint(0, vocabulary, (1, 2 * tokens), generator=draw).to(backbone.device)
+    dtype = text.dtype
     hidden = torch.full((2 * tokens, 2 * tokens), torch.finfo(dtype).min, dtype=dtype, device=ids.device).triu(1)
     causal = hidden[None, None]  # said in full, for decoders that look both ways when left alone (PaliGemma's)
     both = {"input_ids": ids, "attention_mask": causal}
@@ -104,7 +101,7 @@ def _compare(backbone: "Backbone") -> Parity:
     with attached(backbone, None):
         expected = text(**both, past_key_values=cache, use_cache=True).last_hidden_state[:, tokens:]
         without = text(**prompt, use_cache=False).last_hidden_state
-    device = cache.layers[0].keys.device
+    device = backbone.device
     keys, values = (
         torch.stack([getattr(layer, name)[:, :, :tokens].to(device) for layer in cache.layers], 1)
         for name in ("keys", "values")
@@ -114,7 +111,7 @@ def _compare(backbone: "Backbone") -> Parity:
     memory = Injection(list(keys.unbind(1)), list(values.unbind(1)), mask, None, torch.zeros_like(mask).long(), 1)
     with attached(backbone, memory):
         got = text(**prompt, use_cache=False).last_hidden_state
-    tolerance = COARSE_TOLERANCE if _quantised(backbone) else TOLERANCE.get(got.dtype, COARSE_TOLERANCE)
+    tolerance = COARSE_TOLERANCE if quantisation(backbone.model) else TOLERANCE.get(got.dtype, COARSE_TOLERANCE)
     return Parity(_distance(got, expected), _distance(without, expected), tolerance)
 
 

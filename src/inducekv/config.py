@@ -11,9 +11,9 @@ from inducekv.bytes import parse_bytes
 if TYPE_CHECKING:
     from inducekv.compression import Compression
 
-PayloadDtype = Literal["float32", "float16", "bfloat16", "int8"]
+PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int2"]
 KeyPool = Literal["last", "mean"]
-Retrieval = Literal["two_pass"]
+Retrieval = Literal["in_flight", "two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
 Visibility = Literal["all", "window"]
 Selector = Literal["bilevel", "greedy", "herding", "reservoir", "random"]
@@ -29,12 +29,15 @@ class InduceKVConfig:
         payload: a compression method, or its name: `"none"`, `"mean_pool"` (the paper's), `"keep_answer"`.
         payload_tokens: `mean_pool`: tokens an entry is pooled to (at least 1); `keep_answer`: tokens the part that is
             not the answer is pooled to (0 drops it); ignored by `none`.
-        payload_dtype: number format of stored keys and values.
+        payload_dtype: number format of stored keys and values; `int8`, `int4` and `int2` have a float16 scale a token,
+            layer and head.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's).
         key_centering: subtract the mean of the memory's keys before comparing; needs at least two entries to act.
-        retrieval: `"two_pass"`: one extra frozen pass gives the query's key.
+        retrieval: `"in_flight"`: the key is taken from `key_layer` within the pass that reads the prompt, and only that
+            layer and those above it read memory; payloads of the lower layers are not stored. `"two_pass"` (the
+            paper's): one extra frozen pass gives the query's key, and all layers read memory.
         top_k: entries retrieved for a question; `None`: all of them (the paper's).
         weighting: how the retrieval weight alpha enters attention. `"sqrt"`: the paper's sqrt(alpha) on K and V;
             `"sqrt_max"`: sqrt(alpha / max alpha); `"log"`: log(alpha / max alpha) added to the logits; `"none"`.
@@ -60,11 +63,11 @@ class InduceKVConfig:
     budget: int | str = "256KiB"
     payload: "str | Compression" = "keep_answer"
     payload_tokens: int = 0
-    payload_dtype: PayloadDtype = "int8"
+    payload_dtype: PayloadDtype = "int4"
     key_layer: int | None = None
     key_pool: KeyPool = "last"
     key_centering: bool = False
-    retrieval: Retrieval = "two_pass"
+    retrieval: Retrieval = "in_flight"
     top_k: int | None = 8
     weighting: Weighting = "log"
     visibility: Visibility = "all"
@@ -157,6 +160,7 @@ class InduceKVConfig:
                 "key_layer": -1,
                 "key_pool": "mean",
                 "key_centering": False,
+                "retrieval": "two_pass",
                 "top_k": None,
                 "weighting": "sqrt",
                 "abstain": False,

@@ -122,14 +122,42 @@ def tapped(text_model: Any, key_layer: int | None) -> Iterator[Callable[[Any], F
         hook.remove()
 
 
+@torch.no_grad()
+def state_of(text_model: Any, key_layer: int | None, inputs: dict[str, Any]) -> Float[Tensor, "rows tokens hidden"]:
+    """The decoder's hidden state `key_layer` of its `inputs`; layers above it do not run.
+
+    Raises:
+        ValueError: as `chosen_key_layer`.
+    """
+    layers = text_model.layers
+    chosen = chosen_key_layer(key_layer, len(layers))
+    if chosen == len(layers):
+        state: Tensor = text_model(**inputs, use_cache=False).last_hidden_state
+        return state
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _AtTheDoor({"state": args[0] if args else kwargs["hidden_states"]})
+
+    door = layers[chosen].register_forward_pre_hook(stop, with_kwargs=True)
+    try:
+        text_model(**inputs, use_cache=False)
+    except _AtTheDoor as reached:
+        found: Tensor = reached.arguments["state"]
+        return found
+    finally:
+        door.remove()
+    raise ValueError(f"the {type(text_model).__name__} never called its layer {chosen}")
+
+
 def pooled_key(
     hidden: Float[Tensor, "rows tokens hidden"], key_pool: KeyPool, prefix: Bool[Tensor, "rows tokens"]
 ) -> Float32[Tensor, "rows hidden"]:
     """Retrieval keys r(x) = h(x) / |h(x)| (InduceKV, specs section 1) from the tokens where `prefix` is True.
 
-    `"mean"` pools them all (the paper's); `"last"` takes the last one (CHOICE: better in the trial).
+    `"mean"` pools them all (the paper's); `"last"` takes the last one (CHOICE: better in the trial). Keys
+    come out where `prefix` is, wherever the layer was.
     """
-    hidden = hidden.float()
+    hidden = hidden.to(prefix.device, torch.float32)
     if key_pool == "mean":
         shown = prefix.to(hidden.dtype)[..., None]
         return normalize((hidden * shown).sum(1) / shown.sum(1), dim=-1)

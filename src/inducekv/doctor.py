@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from inducekv.bytes import parse_bytes
 from inducekv.entry import BOOKKEEPING, Layout
-from inducekv.families import DECODERS, FAMILIES, refusals, rope_types
+from inducekv.families import DECODERS, FAMILIES, refusals, rope_types, unknown_family
 
 CONFIG_LIMIT = 4 * 2**20
 """Bytes of a `config.json` that is read."""
-BITS = {16: True, 8: True, 4: False, 2: False}
-"""Bits of a stored number, and whether this version stores payloads so."""
+BITS = (16, 8, 4, 2)
+"""Bits of a stored number."""
 TEXT_NBYTES = 128
 """Bytes of source text assumed for an entry."""
 
@@ -87,11 +87,10 @@ class Diagnosis:
         if self.layout is not None:
             fields["bits"] = {
                 str(bits): {
-                    "stored_by_this_version": stored,
                     "token_slot_nbytes": self.slot_nbytes(bits),
                     "entries": {budget: self.entries(budget, tokens, bits) for budget in budgets},
                 }
-                for bits, stored in BITS.items()
+                for bits in BITS
             }
         return {**fields, "supported": self.supported, "tokens": tokens}
 
@@ -109,7 +108,7 @@ def examine(model: str | Path) -> Diagnosis:
     if str(model) == "embedded":
         from inducekv.embedded import path
 
-        return examine(path())
+        return replace(examine(path()), model="embedded")
     file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
     if file.is_file():
         fields = _read(file)
@@ -158,9 +157,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _unknown(model: str, fields: dict[str, Any]) -> Diagnosis:
     kind = fields.get("model_type")
-    reason = f"model family {kind!r} is not one that the installed transformers knows"
-    if "auto_map" in fields:
-        reason += ": it brings its own code, whose attention does not go through the attention interface"
+    reason = unknown_family(kind, "auto_map" in fields)
     return Diagnosis(model, kind, None, None, None, None, None, 0, None, (), (reason,), ())
 
 
@@ -191,7 +188,9 @@ def _notes(config: Any, text: Any, sliding: int, window: int | None) -> list[str
     needs = None if family is None else family.processor_needs
     if needs is not None and find_spec(needs) is None:
         notes.append(f"its processor needs {needs}, which is not installed: pip install {needs}")
+    if getattr(config, "auto_map", None):
+        notes.append("brings its own code, which is not run: the class that transformers has for the family is used")
     if getattr(config, "quantization_config", None) is not None:
         notes.append("quantised weights: attached(check=True) compares memory with prompt tokens on the loaded model")
-    notes.append("attention implementations: sdpa and eager; flash attention and flex are refused when attaching")
+    notes.append("attention implementations: sdpa and eager, and flex (untested on GPUs); flash attention is refused")
     return notes

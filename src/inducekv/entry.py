@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float16, Num
 from torch import Tensor
 
-from inducekv.compression.storage import STORAGE_DTYPES, dequantise, quantise
+from inducekv.compression.storage import BITS, STORAGE_DTYPES, dequantise, quantise, stored_width
 from inducekv.config import PayloadDtype
 from inducekv.encoded import Encoded
 
@@ -48,12 +48,12 @@ class Layout:
 
     def payload_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str) -> int:
         """Bytes of keys and values of `tokens` tokens, without scales."""
-        width = STORAGE_DTYPES[payload_dtype].itemsize
-        return 2 * tokens * len(self.layers) * self.kv_heads * self.head_dim * width
+        width = stored_width(self.head_dim, payload_dtype) * STORAGE_DTYPES[payload_dtype].itemsize
+        return 2 * tokens * len(self.layers) * self.kv_heads * width
 
     def scales_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str) -> int:
-        """Bytes of the float16 scales of int8 payloads: one a token, layer and head, for keys and for values."""
-        return 2 * tokens * len(self.layers) * self.kv_heads * 2 if payload_dtype == "int8" else 0
+        """Bytes of the float16 scales of integer payloads: one a token, layer and head, for keys and for values."""
+        return 2 * tokens * len(self.layers) * self.kv_heads * 2 if payload_dtype in BITS else 0
 
     def entry_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str, text_nbytes: int) -> int:
         """Bytes that an entry takes in the memory file: key, payload, scales, bookkeeping, text (`text_nbytes`)."""
@@ -70,36 +70,50 @@ class Payload:
     """Keys and values as they lie in the file.
 
     Attributes:
-        keys, values: `[tokens, layers, kv_heads, head_dim]` in the storage dtype; keys in the canonical frame.
-        key_scales, value_scales: `[tokens, layers, kv_heads]` float16 for int8 payloads, else None.
+        keys, values: `[tokens, layers, kv_heads, stored]` in the storage dtype, `stored` elements for the `head_dim`
+            numbers (`storage.stored_width`); keys in the canonical frame.
+        key_scales, value_scales: `[tokens, layers, kv_heads]` float16 for integer payloads, else None.
+        dtype: number format (`payload_dtype`).
+        head_dim: numbers of a head.
     """
 
-    keys: Num[Tensor, "tokens layers kv_heads head_dim"]
-    values: Num[Tensor, "tokens layers kv_heads head_dim"]
-    key_scales: Float[Tensor, "tokens layers kv_heads"] | None = None
-    value_scales: Float[Tensor, "tokens layers kv_heads"] | None = None
+    keys: Num[Tensor, "tokens layers kv_heads stored"]
+    values: Num[Tensor, "tokens layers kv_heads stored"]
+    key_scales: Float[Tensor, "tokens layers kv_heads"] | None
+    value_scales: Float[Tensor, "tokens layers kv_heads"] | None
+    dtype: PayloadDtype | str
+    head_dim: int
 
     @property
     def tokens(self) -> int:
         return self.keys.shape[0]
 
     @classmethod
-    def store(cls, encoded: Encoded, payload_dtype: PayloadDtype | str) -> "Payload":
+    def store(
+        cls, encoded: Encoded, payload_dtype: PayloadDtype | str, layers: tuple[int, ...] | None = None
+    ) -> "Payload":
         """Quantise an encoded example's keys and values.
 
+        Args:
+            encoded: the example, with keys and values of all layers.
+            payload_dtype: number format to store them in.
+            layers: the layers to keep, ascending; `None`: all.
+
         Raises:
-            ValueError: unknown dtype, numbers that are not finite, or no tokens.
+            ValueError: unknown dtype, numbers that are not finite, no tokens, or layers that the example lacks.
         """
         if encoded.tokens == 0:
             raise ValueError("a payload needs at least one token")
-        keys, values = (x.detach().cpu().permute(2, 0, 1, 3).contiguous() for x in (encoded.keys, encoded.values))
+        kept = slice(None) if layers is None else _checked_layers(layers, encoded.keys.shape[0])
+        keys, values = (x.detach()[kept].cpu().permute(2, 0, 1, 3).contiguous() for x in (encoded.keys, encoded.values))
         stored_keys, stored_values = quantise(keys, payload_dtype), quantise(values, payload_dtype)
-        return cls(stored_keys.values, stored_values.values, stored_keys.scales, stored_values.scales)
+        scales = (stored_keys.scales, stored_values.scales)
+        return cls(stored_keys.values, stored_values.values, *scales, payload_dtype, keys.shape[-1])
 
     def load(self) -> tuple[Tensor, Tensor]:
         """Keys and values as float32 `[layers, kv_heads, tokens, head_dim]`."""
-        keys = dequantise(self.keys, self.key_scales)
-        values = dequantise(self.values, self.value_scales)
+        keys = dequantise(self.keys, self.key_scales, self.dtype, self.head_dim)
+        values = dequantise(self.values, self.value_scales, self.dtype, self.head_dim)
         return keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)
 
 
@@ -144,18 +158,48 @@ class Entry:
         id: str,
         task: str,
         payload_dtype: PayloadDtype | str,
+        layers: tuple[int, ...] | None = None,
         question: str = "",
         answer: str = "",
     ) -> "Entry":
-        """An entry from an encoded (and compressed) example."""
+        """An entry from an encoded (and compressed) example.
+
+        Args:
+            encoded: the example, with keys and values of all layers.
+            id, task, question, answer: as of an entry.
+            payload_dtype: number format of the payload.
+            layers: the layers to store (a memory's `Layout.layers`), ascending; `None`: all.
+
+        Raises:
+            ValueError: as `Payload.store`, or a name or number that an entry may not have.
+        """
         key = encoded.key.detach().cpu().to(torch.float16)
-        payload = Payload.store(encoded, payload_dtype)
+        payload = Payload.store(encoded, payload_dtype, layers)
         return cls(id, task, key, payload, encoded.span, encoded.answer_length, question, answer)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in the payload."""
+        return self.payload.tokens
 
     @property
     def text(self) -> bytes:
         """Id, question and answer as one line of JSON: how they lie in the file."""
         return _json([self.id, self.question, self.answer]) + b"\n"
+
+    @property
+    def text_nbytes(self) -> int:
+        """Bytes of `text`."""
+        return len(self.text)
+
+
+def _checked_layers(layers: tuple[int, ...], count: int) -> list[int]:
+    if not layers or sorted(set(layers)) != list(layers) or layers[0] < 0 or layers[-1] >= count:
+        raise ValueError(
+            f"layers to store must be ascending, different and from 0 to {count - 1} (the example has {count} layers); "
+            f"got {layers}"
+        )
+    return list(layers)
 
 
 def shorten(text: str, limit: int) -> str:
@@ -178,6 +222,45 @@ def check_name(what: str, name: str) -> None:
         raise TypeError(f"{what} must be text, got {name!r}")
     if not name or not name.isprintable() or len(name.encode("utf-8", "replace")) > NAME_LIMIT:
         raise ValueError(f"{what} must be 1 to {NAME_LIMIT} bytes of printable text, got {name[:NAME_LIMIT]!r}")
+
+
+def check_entry(entry: Entry, layout: Layout, payload_dtype: PayloadDtype | str) -> None:
+    """
+    Raises:
+        ValueError: the entry is not of this layout and payload dtype, or holds numbers that are not finite.
+    """
+    check_name("entry id", entry.id)
+    payload = entry.payload
+    width = stored_width(layout.head_dim, payload_dtype)
+    shape = (payload.tokens, len(layout.layers), layout.kv_heads, width)
+    dtype = STORAGE_DTYPES[payload_dtype]
+    if (payload.dtype, payload.head_dim) != (payload_dtype, layout.head_dim):
+        raise ValueError(
+            f"payload of entry {entry.id!r} must be {payload_dtype} with {layout.head_dim} numbers a head, "
+            f"got {payload.dtype} with {payload.head_dim}"
+        )
+    for name, tensor in (("keys", payload.keys), ("values", payload.values)):
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype or not payload.tokens:
+            raise ValueError(
+                f"payload {name} of entry {entry.id!r} must be {dtype} [tokens >= 1, layers, kv_heads, {width}] = "
+                f"{list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
+            )
+    for name, scales in (("key_scales", payload.key_scales), ("value_scales", payload.value_scales)):
+        if (scales is not None) != (payload_dtype in BITS):
+            raise ValueError(f"{name} of entry {entry.id!r}: integer payloads, and only they, have scales")
+        if scales is not None and (tuple(scales.shape) != shape[:-1] or scales.dtype != torch.float16):
+            raise ValueError(
+                f"{name} of entry {entry.id!r} must be float16 {list(shape[:-1])}, "
+                f"got {scales.dtype} {list(scales.shape)}"
+            )
+    if tuple(entry.key.shape) != (layout.key_dim,) or entry.key.dtype != torch.float16:
+        raise ValueError(
+            f"key of entry {entry.id!r} must be float16 [{layout.key_dim}], "
+            f"got {entry.key.dtype} {list(entry.key.shape)}"
+        )
+    numbers = (entry.key, payload.keys, payload.values, payload.key_scales, payload.value_scales)
+    if not all(torch.isfinite(x).all() for x in numbers if x is not None):
+        raise ValueError(f"entry {entry.id!r} holds numbers that are not finite")
 
 
 def _json(value: object) -> bytes:

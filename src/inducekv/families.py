@@ -5,6 +5,7 @@ what else about it differs. To add a family: write its row (and its decoder's, i
 to `tests/tiny_families.py`, and the parity suite does the rest.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
@@ -193,6 +194,27 @@ def refusals(config: Any) -> list[str]:
     return reasons + [rope_refusal(name) for name in rope_types(text) if name in UNSUPPORTED_ROPE]
 
 
+def unknown_family(kind: Any, brings_code: bool) -> str:
+    """Why a family that the installed transformers does not know cannot be used."""
+    reason = f"model family {kind!r} is not one that the installed transformers knows"
+    if brings_code:
+        reason += ": it brings its own code, whose attention does not go through the attention interface"
+    return reason
+
+
+def asks_the_interface(kind: type) -> bool:
+    """Whether the forward pass of an attention class looks its function up where memory can join it."""
+    for each in kind.__mro__:
+        forward = each.__dict__.get("forward")
+        code = getattr(inspect.unwrap(forward), "__code__", None) if forward is not None else None
+        if code is not None:
+            if "ALL_ATTENTION_FUNCTIONS" in code.co_names:
+                return True
+            if "super" not in code.co_names:
+                return False
+    return False
+
+
 def rope_types(text_config: Any) -> list[str]:
     """Types of a text decoder's rotary embeddings, one for each kind of layer where they differ."""
     parameters = getattr(text_config, "rope_parameters", None) or {}
@@ -208,7 +230,8 @@ def family_of(model: nn.Module) -> Family:
     """The table row of a model.
 
     Raises:
-        ValueError: the family or its text decoder is not in the tables, or its rotary embedding cannot be shifted.
+        ValueError: the family or its text decoder is not in the tables, its rotary embedding cannot be shifted, or its
+            attention is not that of transformers.
     """
     config = getattr(model, "config", None)
     reasons = refusals(config)
@@ -228,6 +251,13 @@ def family_of(model: nn.Module) -> Family:
     if not all(hasattr(module, "layer_idx") for module in modules):
         raise ValueError(
             f"the attention layers of this {kind!r} model carry no layer_idx; memory cannot find its layer"
+        )
+    foreign = next((type(module) for module in modules if not asks_the_interface(type(module))), None)
+    if foreign is not None:
+        raise ValueError(
+            f"the attention of this {kind!r} model ({foreign.__module__}.{foreign.__qualname__}) does not go through "
+            "the attention interface of transformers, so memory cannot join it; load the model without its own code "
+            "(trust_remote_code=False) and without packages that replace its attention"
         )
     types = getattr(rotary, "rope_type", "default")
     for name in types.values() if isinstance(types, dict) else [types]:

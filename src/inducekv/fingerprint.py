@@ -4,11 +4,10 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from inducekv.config import KeyPool
 from inducekv.decoder import chosen_key_layer
+from inducekv.devices import at_hand, is_quantised
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
@@ -38,13 +37,22 @@ def fingerprint_of(backbone: "Backbone", key_layer: int | None, key_pool: KeyPoo
 
 
 @torch.no_grad()
-def embedding_hash(weight: Float[Tensor, "vocabulary hidden"]) -> str:
+def embedding_hash(embeddings: Any) -> str:
     """SHA-256 of the input embeddings rounded to bfloat16, every n-th row so that at most 4,096 or so count.
 
-    So it does not depend on whether a bfloat16 or float32 checkpoint is loaded in bfloat16 or float32.
+    So it does not depend on whether a bfloat16 or float32 checkpoint is loaded in bfloat16 or float32, nor on where the
+    weights are (they may be offloaded). `embeddings`: a `torch.nn.Embedding`.
     """
-    rows = weight[:: max(1, weight.shape[0] // HASHED_ROWS)].to("cpu", torch.bfloat16).contiguous()
-    digest = hashlib.sha256(f"{tuple(weight.shape)}".encode())
+    count = embeddings.num_embeddings
+    step = max(1, count // HASHED_ROWS)
+    with at_hand(embeddings):
+        weight = embeddings.weight
+        if is_quantised(weight):
+            chosen = embeddings(torch.arange(0, count, step, device=weight.device))
+        else:
+            chosen = weight[::step]
+        rows = chosen.to("cpu", torch.bfloat16).contiguous()
+    digest = hashlib.sha256(f"{(count, rows.shape[1])}".encode())
     digest.update(rows.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()
 

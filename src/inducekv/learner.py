@@ -30,7 +30,7 @@ from inducekv.selection.questions import Question, questions_of
 from inducekv.splits import assign_roles, two_levels
 from inducekv.training_state import TrainingState
 
-READING = ("key_layer", "key_pool", "key_centering", "top_k", "weighting", "visibility", "abstain")
+READING = ("key_layer", "key_pool", "key_centering", "retrieval", "top_k", "weighting", "visibility", "abstain")
 """Configuration that answering must share with learning; kept in the memory's metadata."""
 FINAL_STEPS = 10
 """Steps that fit phi to the entries that were chosen, whatever selector chose them. CHOICE."""
@@ -223,6 +223,7 @@ def _extract(
                     payload_dtype=memory.payload_dtype,
                     question=example.question,
                     answer=example.answer or "",
+                    layers=memory.layout.layers,
                 )
             )
             keys.append(whole.key.detach().float().cpu())

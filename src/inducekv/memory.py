@@ -1,29 +1,28 @@
 """What was learned: entries under a byte budget that holds at every moment."""
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from inducekv import memory_file
 from inducekv.bytes import format_bytes, parse_bytes
 from inducekv.compression.storage import STORAGE_DTYPES
 from inducekv.config import PayloadDtype
-from inducekv.entry import BOOKKEEPING, Entry, Layout, check_name
+from inducekv.entries import Entries
+from inducekv.entry import BOOKKEEPING, Entry, Layout, check_entry
+from inducekv.entry_table import TASK
+from inducekv.payload_cache import PAYLOAD_CACHE, PayloadCache
 from inducekv.payloads import Payloads
 from inducekv.retrieval import Calibration
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
-
-KEPT_READY = 64 * 2**20
-"""Dequantised payloads of a whole memory up to this many bytes are kept ready between questions."""
 
 
 class BudgetError(ValueError):
@@ -42,6 +41,7 @@ class KVMemory:
         thresholds: least similarity of a question to a task's best entry, by task; below it nothing is retrieved.
         metadata: short texts by name about the memory, such as how it is to be read; at most 4 KiB, which are part of
             the 64 KiB that a file may take beyond `nbytes`.
+        payload_cache: dequantised payloads kept ready between questions; set its `limit` to keep more or fewer.
 
     Raises:
         BudgetError: the budget is too small even for an empty memory.
@@ -60,10 +60,8 @@ class KVMemory:
         self.calibration = Calibration.identity(len(layout.layers))
         self.thresholds: dict[str, float] = {}
         self.metadata: dict[str, str] = {}
-        self._entries: list[Entry] = []
-        self._keys: Tensor | None = None
-        self._payloads: Payloads | None = None
-        self._check_budget([], self.budget)
+        self.payload_cache = PayloadCache(PAYLOAD_CACHE)
+        self._hold(Entries.of([]))
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -73,14 +71,23 @@ class KVMemory:
         return f"KVMemory({len(self)} entries of {len(self.tasks)} tasks, {size} of {budget})"
 
     @property
-    def entries(self) -> tuple[Entry, ...]:
-        """All entries, in the order in which they were added."""
-        return tuple(self._entries)
+    def entries(self) -> Entries:
+        """All entries, in the order in which they were added: an unchanging sequence.
+
+        Of a memory that was loaded lazily, an entry's texts, key and payload are read from the file when they are asked
+        for, which raises `MemoryFileError` if the file was truncated or written to meanwhile.
+        """
+        return self._entries
+
+    @property
+    def lazy(self) -> bool:
+        """Whether payloads of some entries are left in their file until they are retrieved."""
+        return bool(self._entries.stores)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks that have entries, in the order of their first entry."""
-        return tuple(dict.fromkeys(entry.task for entry in self._entries))
+        return self._entries.table.tasks
 
     # -- size
 
@@ -91,26 +98,24 @@ class KVMemory:
 
     def entry_nbytes(self, entry: Entry) -> int:
         """Bytes of one entry (without its task's row in the table of tasks, see `Layout.base_nbytes`)."""
-        return self.layout.entry_nbytes(entry.payload.tokens, self.payload_dtype, len(entry.text))
+        return self.layout.entry_nbytes(entry.tokens, self.payload_dtype, entry.text_nbytes)
 
     def bytes_by_kind(self) -> dict[str, int]:
         """`nbytes` split into keys, payload, scales, text, bookkeeping and calibration."""
-        tokens = sum(entry.payload.tokens for entry in self._entries)
-        calibration = self.layout.base_nbytes(())
+        table, calibration = self._entries.table, self.layout.base_nbytes(())
         return {
             "keys": 2 * self.layout.key_dim * len(self),
-            "payload": self.layout.payload_nbytes(tokens, self.payload_dtype),
-            "scales": self.layout.scales_nbytes(tokens, self.payload_dtype),
-            "text": sum(len(entry.text) for entry in self._entries),
+            "payload": self.layout.payload_nbytes(table.tokens, self.payload_dtype),
+            "scales": self.layout.scales_nbytes(table.tokens, self.payload_dtype),
+            "text": table.text,
             "bookkeeping": BOOKKEEPING * len(self) + self.layout.base_nbytes(self.tasks) - calibration,
             "calibration": calibration,
         }
 
-    def _size(self, entries: Iterable[Entry]) -> int:
-        entries = list(entries)
-        return self.layout.base_nbytes(entry.task for entry in entries) + sum(map(self.entry_nbytes, entries))
+    def _size(self, entries: Entries) -> int:
+        return entries.table.nbytes(self.layout, self.payload_dtype)
 
-    def _check_budget(self, entries: Iterable[Entry], budget: int) -> None:
+    def _check_budget(self, entries: Entries, budget: int) -> None:
         size = self._size(entries)
         if size > budget:
             raise BudgetError(
@@ -142,7 +147,9 @@ class KVMemory:
             BudgetError: they do not fit.
             ValueError: an id is taken, or a shape or dtype is not this memory's.
         """
-        self.replace_all([*self._entries, *entries])
+        new = Entries.of(entries)
+        self._check_new(new)
+        self._hold(self._entries.followed_by(new))
 
     def replace_all(self, entries: Sequence[Entry]) -> None:
         """Hold exactly these entries from now on, or (on an error) exactly the old ones.
@@ -150,17 +157,39 @@ class KVMemory:
         Raises:
             BudgetError, ValueError: as `add_all`.
         """
-        known = {id(entry) for entry in self._entries}
-        for entry in entries:
+        new = Entries.of(entries)
+        self._check_new(new)
+        self._hold(new)
+
+    def _check_new(self, entries: Entries) -> None:
+        known = {id(entry) for entry in self._entries.held}
+        for entry in entries.held:
             if id(entry) not in known:
-                self._check_entry(entry)
-        if repeated := [name for name, count in Counter(entry.id for entry in entries).items() if count > 1]:
-            raise ValueError(f"entry ids must be unique in a memory, {repeated[0]!r} comes more than once")
+                check_entry(entry, self.layout, self.payload_dtype)
+        for store in entries.stores:  # what lies in a file was checked when it was loaded
+            if (store.layout, store.payload_dtype) != (self.layout, self.payload_dtype):
+                raise ValueError(
+                    f"entries of {store.file.path} are {store.payload_dtype} with {store.layout}; "
+                    f"this memory holds {self.payload_dtype} with {self.layout}"
+                )
+
+    def _hold(self, entries: Entries) -> None:
+        if (repeated := entries.repeated_id()) is not None:
+            raise ValueError(f"entry ids must be unique in a memory, {repeated!r} comes more than once")
         self._check_budget(entries, self.budget)
-        self._entries = list(entries)
-        self._keys = self._payloads = None
-        present = set(self.tasks)
-        self.thresholds = {task: value for task, value in self.thresholds.items() if task in present}
+        self._take_over(entries)
+        self.thresholds = {task: value for task, value in self.thresholds.items() if task in self.tasks}
+
+    def _take_over(self, entries: Entries) -> None:
+        self._entries = entries
+        self._keys: Tensor | None = None
+        self._payloads: Payloads | None = None
+        self.payload_cache.clear()
+
+    def _moved(self, entries: Entries) -> None:
+        """The same entries lie elsewhere now."""
+        self._entries = entries
+        self.payload_cache.clear()
 
     def drop(self, ids: Iterable[str]) -> int:
         """Remove entries by id; returns how many. Their bytes leave the file with the next `save_pretrained`.
@@ -169,9 +198,10 @@ class KVMemory:
             ValueError: an id is not in the memory (nothing is removed).
         """
         gone = set(ids)
-        if missing := gone - {entry.id for entry in self._entries}:
+        places = self._entries.find(gone)
+        if missing := gone - places.keys():
             raise ValueError(f"no entry with id {min(missing)!r} in this memory")
-        self.replace_all([entry for entry in self._entries if entry.id not in gone])
+        self._hold(self._entries.without(list(places.values())))
         return len(gone)
 
     def forget(self, task: str) -> int:
@@ -182,7 +212,9 @@ class KVMemory:
         """
         if task not in self.tasks:
             raise ValueError(f"no task {task!r} in this memory; tasks: {', '.join(map(repr, self.tasks)) or 'none'}")
-        return self.drop([entry.id for entry in self._entries if entry.task == task])
+        places = np.flatnonzero(self._entries.table.numbers[:, TASK] == self.tasks.index(task))
+        self._hold(self._entries.without(places))
+        return len(places)
 
     def merge(self, other: "KVMemory") -> int:
         """Add another memory's entries whose ids are not here yet; returns how many.
@@ -198,69 +230,59 @@ class KVMemory:
                 raise ValueError(
                     f"memories to merge must have the same {name}; got {getattr(self, name)} and {getattr(other, name)}"
                 )
-        here, was_empty = {entry.id for entry in self._entries}, not self._entries
-        new = [entry for entry in other._entries if entry.id not in here]
+        was_empty = not len(self)
+        new = other._entries.unlike(self._entries)
         self.add_all(new)
         if was_empty:
             self.calibration, self.metadata = other.calibration, dict(other.metadata)
         self.thresholds = {t: v for t, v in other.thresholds.items() if t in self.tasks} | self.thresholds
         return len(new)
 
-    def _check_entry(self, entry: Entry) -> None:
-        check_name("entry id", entry.id)
-        layout, payload = self.layout, entry.payload
-        shape = (payload.tokens, len(layout.layers), layout.kv_heads, layout.head_dim)
-        dtype = STORAGE_DTYPES[self.payload_dtype]
-        for name, tensor in (("keys", payload.keys), ("values", payload.values)):
-            if tuple(tensor.shape) != shape or tensor.dtype != dtype or not payload.tokens:
-                raise ValueError(
-                    f"payload {name} of entry {entry.id!r} must be {dtype} [tokens >= 1, layers, kv_heads, head_dim] = "
-                    f"{list(shape)}, got {tensor.dtype} {list(tensor.shape)}"
-                )
-        for name, scales in (("key_scales", payload.key_scales), ("value_scales", payload.value_scales)):
-            if (scales is not None) != (self.payload_dtype == "int8"):
-                raise ValueError(f"{name} of entry {entry.id!r}: int8 payloads, and only they, have scales")
-            if scales is not None and (tuple(scales.shape) != shape[:-1] or scales.dtype != torch.float16):
-                raise ValueError(
-                    f"{name} of entry {entry.id!r} must be float16 {list(shape[:-1])}, "
-                    f"got {scales.dtype} {list(scales.shape)}"
-                )
-        if tuple(entry.key.shape) != (layout.key_dim,) or entry.key.dtype != torch.float16:
-            raise ValueError(
-                f"key of entry {entry.id!r} must be float16 [{layout.key_dim}], "
-                f"got {entry.key.dtype} {list(entry.key.shape)}"
-            )
-        numbers = (entry.key, payload.keys, payload.values, payload.key_scales, payload.value_scales)
-        if not all(torch.isfinite(x).all() for x in numbers if x is not None):
-            raise ValueError(f"entry {entry.id!r} holds numbers that are not finite")
-
     # -- reading
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The model's layers that payloads are of."""
+        return self.layout.layers
 
     def keys(self) -> Float32[Tensor, "n key_dim"]:
         """Retrieval keys `[n, key_dim]`, float32, unit norm, in the order of `entries`."""
         if self._keys is None:
-            rows = [entry.key for entry in self._entries]
-            stacked = torch.stack(rows) if rows else torch.empty(0, self.layout.key_dim, dtype=torch.float16)
-            self._keys = normalize(stacked.float(), dim=-1)
+            self._keys = self._entries.unit_keys(self.layout.key_dim)
         return self._keys
 
     def threshold_of_entries(self) -> Float[Tensor, "n"]:
         """Each entry's task's threshold `[n]`; minus infinity where the task has none."""
-        return torch.tensor([self.thresholds.get(entry.task, -torch.inf) for entry in self._entries])
+        table = self._entries.table
+        by_task = torch.tensor([self.thresholds.get(task, -torch.inf) for task in table.tasks])
+        return by_task[torch.from_numpy(table.numbers[:, TASK]).long()]
 
     def payloads(self, indices: Int[Tensor, "chosen"]) -> Payloads:
-        """Dequantised payloads (float32) of some entries, by their place in `entries`."""
-        tokens = max((entry.payload.tokens for entry in self._entries), default=0)
-        if len(self) * self.layout.payload_nbytes(tokens, "float32") > KEPT_READY:
-            return self._load(self._entries[i] for i in indices.tolist())
+        """Dequantised payloads (float32) of some entries, by their place in `entries`.
+
+        A memory that is held whole and small enough is dequantised once, into one block. Of any other, what was
+        retrieved last stays in `payload_cache`.
+
+        Raises:
+            MemoryFileError: a payload in a file cannot be read, or holds numbers that are not finite.
+        """
+        whole = len(self) * self.layout.payload_nbytes(self._entries.table.longest, "float32")
+        if whole > self.payload_cache.limit or self.lazy:
+            return self._load(indices.tolist())
         if self._payloads is None:
-            self._payloads = self._load(self._entries)
+            self._payloads = self._load(range(len(self)))
+            self.payload_cache.clear()
         return self._payloads.payloads(indices)
 
-    def _load(self, entries: Iterable[Entry]) -> Payloads:
-        entries = list(entries)
-        loaded = [entry.payload.load() for entry in entries]
-        return Payloads.stack([k for k, _ in loaded], [v for _, v in loaded], [entry.span for entry in entries])
+    def _load(self, places: Iterable[int]) -> Payloads:
+        keys, values, spans = [], [], []
+        for place in places:
+            entry = self._entries[place]
+            loaded = self.payload_cache.get(self._entries.place(place), lambda e=entry: e.payload.load())  # type: ignore[misc]
+            keys.append(loaded[0])
+            values.append(loaded[1])
+            spans.append(entry.span)
+        return Payloads.stack(keys, values, spans)
 
     # -- files
 
@@ -269,9 +291,26 @@ class KVMemory:
         memory_file.save(self, Path(directory))
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, backbone: "Backbone | None" = None) -> "KVMemory":
-        """Read a memory; with a backbone, check that it belongs to it. See `memory_file.load`."""
-        return memory_file.load(cls, Path(directory), backbone)
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        backbone: "Backbone | None" = None,
+        *,
+        lazy: bool | None = None,
+        payload_cache: int | str = PAYLOAD_CACHE,
+    ) -> "KVMemory":
+        """Read a memory; with a backbone, check that it belongs to it. See `memory_file.load`.
+
+        Args:
+            directory: that `save_pretrained` wrote.
+            backbone: that is to use the memory.
+            lazy: leave payloads and texts in the file and read them when they are retrieved; `None`: if the payloads
+                take more than `memory_file.LAZY_ABOVE` (256 MiB) bytes.
+            payload_cache: bytes of dequantised payloads to keep ready, such as `"64MiB"`.
+        """
+        memory = memory_file.load(cls, Path(directory), backbone, lazy)
+        memory.payload_cache.limit = payload_cache
+        return memory
 
     @staticmethod
     def lock(directory: str | Path, timeout: float = 0.0) -> AbstractContextManager[None]:

@@ -7,6 +7,7 @@ The JSON carries the SHA-256 of the tensors and of itself, so a truncated, edite
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,17 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor
 
-from inducekv.atomic import write_atomically
-from inducekv.compression.storage import STORAGE_DTYPES
-from inducekv.entry import Entry, Layout, Payload
+from inducekv.atomic import write_atomically, write_parts_atomically
+from inducekv.entries import Entries, raw
+from inducekv.entry import Layout
 from inducekv.fingerprint import FingerprintError as FingerprintError
 from inducekv.fingerprint import check_fingerprint as check_fingerprint
 from inducekv.retrieval import Calibration
+from inducekv.stored_entries import PARTS, StoredEntries, blocks_of, finite
+from inducekv.table_reader import read_table
+from inducekv.tensor_file import MemoryFileError as MemoryFileError
+from inducekv.tensor_file import TensorFile, header_of
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
@@ -36,12 +38,13 @@ LOCK = ".memory.lock"
 NAME = re.compile(r"memory-[0-9a-f]{32}\.safetensors")
 LARGEST_INDEX = 64 * 2**20
 LARGEST_METADATA = 4 * 2**10
+LAZY_ABOVE = 256 * 2**20
+"""Payloads of more bytes than this stay in the file until they are retrieved, unless told otherwise. CHOICE: below it
+everything is read in about a second, and the memory outlives its file; above it keys and table alone are a fraction."""
+ROWS = 4096
+"""Keys that are checked at once."""
 PATIENCE = 60.0
 """Seconds that `save` waits for another writer."""
-
-
-class MemoryFileError(ValueError):
-    """A memory's files are missing, truncated, edited, or not a memory at all."""
 
 
 class MemoryLockedError(ValueError):
@@ -82,61 +85,57 @@ def save(memory: "KVMemory", directory: Path) -> None:
         MemoryLockedError: another process kept writing for more than `PATIENCE` seconds.
         OSError: the directory cannot be written; an old memory there is untouched.
     """
-    data = safetensors.torch.save(_tensors(memory))
-    digest = hashlib.sha256(data).hexdigest()
-    name = f"memory-{digest[:32]}.safetensors"
+    table, layout = memory.entries.table, memory.layout
+    header, order = header_of(blocks_of(layout, memory.payload_dtype, len(memory), table.tokens, table.text))
     index = {
         "format": FORMAT,
         "version": VERSION,
-        "file": name,
-        "size": len(data),
-        "sha256": digest,
         "budget": memory.budget,
         "nbytes": memory.nbytes,
         "entries": len(memory),
         "payload_dtype": memory.payload_dtype,
         "layout": {
-            "layers": list(memory.layout.layers),
-            "kv_heads": memory.layout.kv_heads,
-            "head_dim": memory.layout.head_dim,
-            "key_dim": memory.layout.key_dim,
+            "layers": list(layout.layers),
+            "kv_heads": layout.kv_heads,
+            "head_dim": layout.head_dim,
+            "key_dim": layout.key_dim,
         },
         "tasks": [[task, memory.thresholds.get(task)] for task in memory.tasks],
         "fingerprint": memory.fingerprint,
         "metadata": _checked_metadata(memory.metadata),
     }
+    digest, size = hashlib.sha256(), 0
+
+    def parts() -> Iterator[bytes | memoryview]:
+        nonlocal size
+        for part in _parts(memory, header, order):
+            digest.update(part)
+            size += len(part)
+            yield part
+
     with lock(directory, PATIENCE):
-        write_atomically(directory / name, data)
+        path = write_parts_atomically(directory, parts(), lambda: f"memory-{digest.hexdigest()[:32]}.safetensors")
+        index |= {"file": path.name, "size": size, "sha256": digest.hexdigest()}
         write_atomically(directory / INDEX, _encode({**index, "index_sha256": _index_digest(index)}))
         for stale in [*directory.glob("memory-*.safetensors"), *directory.glob(".memory-*.tmp")]:
-            if stale.name != name:
+            if stale.name != path.name:
                 stale.unlink(missing_ok=True)
+        if any(store.file.path.parent.resolve() == directory.resolve() for store in memory.entries.stores):
+            file = TensorFile(path)  # the file read so far lives, without a name, for as long as it is open
+            file.read_header()
+            memory._moved(Entries.stored(StoredEntries(file, layout, memory.payload_dtype, table)))
 
 
-def _tensors(memory: "KVMemory") -> dict[str, Tensor]:
-    entries, layout = memory.entries, memory.layout
-    place = {task: i for i, task in enumerate(memory.tasks)}
-    shape, dtype = (0, len(layout.layers), layout.kv_heads, layout.head_dim), STORAGE_DTYPES[memory.payload_dtype]
-    numbers = [[e.payload.tokens, e.span, e.answer_length, place[e.task]] for e in entries]
-    phi = torch.cat([memory.calibration.phi_tau.reshape(1), memory.calibration.phi_lambda])
-    tensors = {
-        "keys": _joined([e.key[None] for e in entries], (0, layout.key_dim), torch.float16),
-        "payload_keys": _joined([e.payload.keys for e in entries], shape, dtype),
-        "payload_values": _joined([e.payload.values for e in entries], shape, dtype),
-        "numbers": torch.tensor(numbers, dtype=torch.int32).reshape(-1, 4),
-        "text": torch.frombuffer(bytearray(b"".join(e.text for e in entries)) or bytearray(1), dtype=torch.uint8),
-        "calibration": phi.detach().to("cpu", torch.float32),
-    }
-    if not entries:
-        tensors["text"] = torch.empty(0, dtype=torch.uint8)
-    if memory.payload_dtype == "int8":
-        for name in ("key_scales", "value_scales"):
-            tensors[name] = _joined([getattr(e.payload, name) for e in entries], shape[:-1], torch.float16)
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _joined(parts: list[Tensor], empty: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.cat(parts) if parts else torch.empty(empty, dtype=dtype)
+def _parts(memory: "KVMemory", header: bytes, order: list[str]) -> Iterator[bytes | memoryview]:
+    """The tensor file in pieces."""
+    yield header
+    for name in order:
+        if name == "calibration":
+            yield raw(torch.cat([memory.calibration.phi_tau.reshape(1), memory.calibration.phi_lambda]).float())
+        elif name == "numbers":
+            yield memory.entries.table.numbers.tobytes()
+        else:
+            yield from memory.entries.parts(name)
 
 
 def _encode(value: Any) -> bytes:
@@ -147,17 +146,27 @@ def _index_digest(index: dict[str, Any]) -> str:
     return hashlib.sha256(_encode({k: v for k, v in index.items() if k != "index_sha256"})).hexdigest()
 
 
-def load(kind: type["KVMemory"], directory: Path, backbone: "Backbone | None") -> "KVMemory":
+def load(kind: type["KVMemory"], directory: Path, backbone: "Backbone | None", lazy: bool | None = None) -> "KVMemory":
     """Read a memory. Nothing in the files is trusted: sizes, names, checksums and shapes are checked before use.
+
+    Lazily or not, the checksum of the whole file, all names and texts, and that keys are finite are checked here, in
+    pieces of a few MiB. That payloads are finite is checked when they are read.
+
+    Args:
+        kind: the class to make.
+        directory: that `save` wrote.
+        backbone: that the memory must belong to.
+        lazy: leave payloads and texts in the file; `None`: if the payloads take more than `LAZY_ABOVE` bytes (but never
+            by itself on Windows, where the open file could not be replaced).
 
     Raises:
         MemoryFileError: files are missing, truncated, edited, of another format or a newer version.
         FingerprintError: the memory was made for another model than `backbone`.
     """
     index = _read_index(directory)
-    tensors = _read_tensors(directory, index)
+    file = _open_tensors(directory, index)
     try:
-        memory = _build(kind, index, tensors)
+        memory = _build(kind, index, file, lazy)
     except MemoryFileError:
         raise
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
@@ -186,29 +195,26 @@ def _read_index(directory: Path) -> dict[str, Any]:
     return index
 
 
-def _read_tensors(directory: Path, index: dict[str, Any]) -> dict[str, Tensor]:
+def _open_tensors(directory: Path, index: dict[str, Any]) -> TensorFile:
     name, size = index.get("file"), index.get("size")
     if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(size, int):
         raise MemoryFileError(f"{directory / INDEX} names no valid tensor file: {name!r}")
     path = directory / name
     if not path.is_file():
         raise MemoryFileError(f"{path} is missing; {INDEX} refers to it")
-    if path.stat().st_size != size:
-        raise MemoryFileError(f"{path} is truncated or edited: {path.stat().st_size:,} bytes instead of {size:,}")
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != index.get("sha256"):
+    file = TensorFile(path)
+    if file.size != size:
+        raise MemoryFileError(f"{path} is truncated or edited: {file.size:,} bytes instead of {size:,}")
+    if file.sha256() != index.get("sha256"):
         raise MemoryFileError(f"{path} was edited or damaged: its checksum does not match")
-    try:
-        return safetensors.torch.load(data)
-    except (safetensors.SafetensorError, ValueError, KeyError) as error:
-        raise MemoryFileError(f"{path} is not a safetensors file: {error}") from error
+    file.read_header()
+    return file
 
 
-def _build(kind: type["KVMemory"], index: dict[str, Any], tensors: dict[str, Tensor]) -> "KVMemory":
+def _build(kind: type["KVMemory"], index: dict[str, Any], file: TensorFile, lazy: bool | None) -> "KVMemory":
     layout = Layout(**{**index["layout"], "layers": tuple(index["layout"]["layers"])})
     memory = kind(index["budget"], layout, index["payload_dtype"], index["fingerprint"])
-    numbers, phi = tensors["numbers"], tensors["calibration"]
-    count = index["entries"]
+    numbers, phi, count = file.read("numbers"), file.read("calibration"), index["entries"]
     if tuple(numbers.shape) != (count, 4) or numbers.dtype != torch.int32 or bool((numbers < 0).any()):
         raise MemoryFileError(
             f"the table of entries must be int32 [{count}, 4], got {numbers.dtype} {list(numbers.shape)}"
@@ -217,27 +223,24 @@ def _build(kind: type["KVMemory"], index: dict[str, Any], tensors: dict[str, Ten
         raise MemoryFileError(
             f"the calibration must be {1 + len(layout.layers)} float32 numbers, got {list(phi.shape)}"
         )
-    lengths = numbers[:, 0].tolist()
-    names = [
-        "payload_keys",
-        "payload_values",
-        *(["key_scales", "value_scales"] if memory.payload_dtype == "int8" else []),
-    ]
-    if any(tensors[name].shape[0] != sum(lengths) for name in names) or tensors["keys"].shape[0] != count:
-        raise MemoryFileError(f"payloads do not hold the {sum(lengths)} tokens that {count} entries claim")
-    parts = {name: tensors[name].split(lengths) for name in names} if count else {}
-    lines = tensors["text"].numpy().tobytes().decode().split("\n")[:-1]
-    if len(lines) != count:
-        raise MemoryFileError(f"{len(lines)} texts for {count} entries")
-    tasks = [name for name, _ in index["tasks"]]
-    entries = []
-    for i, (line, (_, span, answer_length, task)) in enumerate(zip(lines, numbers.tolist(), strict=True)):
-        name, question, answer = json.loads(line)
-        payload = Payload(*(parts[part][i] for part in names))
-        entries.append(Entry(name, tasks[task], tensors["keys"][i], payload, span, answer_length, question, answer))
-    memory.replace_all(entries)
+    tokens = int(numbers[:, 0].sum(dtype=torch.int64))
+    expected = blocks_of(layout, memory.payload_dtype, count, tokens, file.blocks["text"].shape[0])
+    for name in sorted(expected.keys() | file.blocks.keys()):
+        wanted, found = expected[name], file.blocks[name]
+        if (wanted.dtype, wanted.shape) != (found.dtype, found.shape):
+            raise ValueError(
+                f"{name} of {count} entries with {tokens} tokens must be {wanted.dtype} {list(wanted.shape)}, "
+                f"got {found.dtype} {list(found.shape)}"
+            )
+    tasks = tuple(name for name, _ in index["tasks"])
+    store = StoredEntries(file, layout, memory.payload_dtype, read_table(file, numbers.numpy(), tasks))
+    if not all(finite(store.keys(start, min(start + ROWS, count))) for start in range(0, count, ROWS)):
+        raise MemoryFileError("a retrieval key holds numbers that are not finite")
+    if lazy is None:
+        lazy = os.name == "posix" and sum(file.blocks[name].nbytes for name in PARTS if name in expected) > LAZY_ABOVE
+    memory._hold(Entries.stored(store) if lazy else Entries.read(store))
     memory.metadata = _checked_metadata(index.get("metadata", {}))
-    if list(memory.tasks) != tasks or memory.nbytes != index["nbytes"]:
+    if memory.nbytes != index["nbytes"]:
         raise MemoryFileError(f"tasks or size do not match: {memory.nbytes} bytes instead of {index['nbytes']}")
     memory.calibration = Calibration(phi[0].clone(), phi[1:].clone())
     memory.thresholds = {name: _finite(value) for name, value in index["tasks"] if value is not None}

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float32
@@ -16,19 +16,23 @@ from inducekv.attention import Attachment, attached
 from inducekv.backbone import Backbone
 from inducekv.cache import DynamicCache, as_cache
 from inducekv.config import InduceKVConfig, Weighting
+from inducekv.decoder import chosen_key_layer
 from inducekv.entry import Layout
 from inducekv.examples import Example, ImageSource
-from inducekv.injection import Injection, build_injection
+from inducekv.injection import Injection
 from inducekv.learner import READING, LearnReport, learn
+from inducekv.lookup import Lookup, Reading
 from inducekv.memory import KVMemory
 from inducekv.memory_file import FingerprintError, check_fingerprint
 from inducekv.progress import SILENT, Progress
-from inducekv.retrieval import Retrieved, retrieve
 from inducekv.scoring import Scores
 from inducekv.training_state import TrainingState
 
 EMBEDDED = "embedded"
 """Name of the model that ships with the package."""
+OWN: Literal["own"] = "own"
+"""The memory of the `InducedModel` itself."""
+Memories = Literal["own"] | KVMemory | None | Sequence[KVMemory | None]
 
 
 class InducedModel:
@@ -89,7 +93,7 @@ class InducedModel:
             config = config or InduceKVConfig()
             return cls(backbone, empty_memory(backbone, config), config, state)
         if config is None:
-            config = _config_of(memory)
+            config = config_of(memory)
         else:
             _check_keys(backbone, memory, config)
             memory.resize(config.budget)
@@ -130,38 +134,46 @@ class InducedModel:
         return self.answer_all([Example(question, None, pictures)], max_new_tokens=max_new_tokens)[0]
 
     def answer_all(
-        self, examples: Sequence[Example], *, progress: Progress = SILENT, max_new_tokens: int = 32, **options: Any
+        self,
+        examples: Sequence[Example],
+        *,
+        memory: Memories = OWN,
+        progress: Progress = SILENT,
+        max_new_tokens: int = 32,
+        **options: Any,
     ) -> list[Answer]:
         """Answers many questions in batches, each reading its own entries; answers in `examples` are not looked at.
 
         Args:
             examples: questions; none gives no answers.
+            memory: as in `attached`; a list holds one for each example.
             progress: told about batches.
             max_new_tokens: longest answer in tokens.
             options: to `model.generate`.
 
         Raises:
-            ValueError: a picture cannot be read.
+            ValueError: a picture cannot be read, or memories and examples differ in number.
         """
         if not examples:
             return []
         prepared = self.backbone.prepare(examples, False, batch_size=self.config.batch_size)
+        readings = self._readings(memory)
+        if isinstance(readings, list) and len(readings) != len(examples):
+            raise ValueError(f"{len(readings)} memories were given for {len(examples)} examples; give one for each")
         read: dict[int, list[Source]] = {}
-        inputs = {int(batch.rows[0]): batch.inputs for batch in prepared.batches}
-        found: dict[int, Retrieved] = {}
+        lookups: list[Lookup] = []
 
-        def injection(rows: Tensor) -> Injection | None:
-            retrieved = self._retrieve(self._keys_of(inputs[int(rows[0])]))
-            if retrieved is None:
-                return None
-            found[int(rows[0])] = retrieved
-            return self._inject(retrieved)
+        def injection(rows: Tensor) -> Any:
+            some = [readings[row] for row in rows.tolist()] if isinstance(readings, list) else readings
+            lookups[:] = [Lookup(self.backbone, self.config, some)]
+            return lookups[0].memory
 
         def note(rows: Tensor, attachment: Attachment) -> None:
-            retrieved = found[int(rows[0])]
+            if attachment.injection is None:
+                return
             masses = attachment.mass.float().cpu()
             for place, row in enumerate(rows.tolist()):
-                read[row] = self._sources(retrieved, masses, place)
+                read[row] = lookups[0].sources(masses, place, len(rows))
 
         texts = self.backbone.generate(prepared, injection, max_new_tokens, on_batch=note, progress=progress, **options)
         return [Answer(text, read.get(row, [])) for row, text in enumerate(texts)]
@@ -174,9 +186,10 @@ class InducedModel:
         """
         keys = self.query_keys([Example(e.question, None, e.images) for e in examples], progress=progress)
 
+        lookup = Lookup(self.backbone, self.config, Reading(self.memory, self.config))
+
         def injection(rows: Tensor) -> Injection | None:
-            retrieved = self._retrieve(keys[rows.cpu()])
-            return None if retrieved is None else self._inject(retrieved)
+            return lookup(keys[rows.cpu()])
 
         with torch.no_grad():
             return self.backbone.score(examples, injection, batch_size=self.config.batch_size, progress=progress)
@@ -198,21 +211,30 @@ class InducedModel:
         )
 
     @contextmanager
-    def attached(self, record_mass: bool = False, check: bool = False) -> Iterator[Attachment]:
+    def attached(
+        self, memory: Memories = OWN, *, record_mass: bool = False, check: bool = False
+    ) -> Iterator[Attachment]:
         """While open, the model's plain `generate(**inputs)` and `model(**inputs)` read the memory.
 
         Whenever a prompt is read its rows' keys are computed, their entries retrieved and put before the prompt, in
-        every layer of the text decoder. Nothing is left on the model when the context closes. `check`: first compare
-        memory with prompt tokens on this model (`inducekv.check`), once in a process.
+        every layer that the memory holds payloads of. Nothing is left on the model when the context closes.
+
+        Args:
+            memory: by default the model's own; another `KVMemory` for all rows; or a list with a memory or None for
+                each row of the batches to come (many customers, one model). Other memories are read with what they
+                were learned with (top_k, abstention); where keys are taken and how they are weighted must be the same.
+            record_mass: also compute the attention mass of every slot (slower).
+            check: first compare memory with prompt tokens on this model (`inducekv.check`), once in a process.
+
+        Raises:
+            ValueError: a memory is of another model, or memories cannot be read together; while open, from the model:
+                a batch whose rows are not as many as the memories, or a prompt too long for the model's context.
         """
-
-        def provide(inputs: dict[str, Any]) -> Injection | None:
-            if not len(self.memory):
-                return None
-            retrieved = self._retrieve(self._keys_of(inputs))
-            return None if retrieved is None else self._inject(retrieved)
-
-        with torch.no_grad(), attached(self.backbone, provide, record_mass=record_mass, check=check) as attachment:
+        lookup = Lookup(self.backbone, self.config, self._readings(memory))
+        with (
+            torch.no_grad(),
+            attached(self.backbone, lookup.memory, record_mass=record_mass, check=check) as attachment,
+        ):
             yield attachment
 
     def as_cache(
@@ -224,58 +246,35 @@ class InducedModel:
         instead of the configuration's, whose `log` a cache cannot say.
 
         Raises:
-            ValueError: the inputs or the weighting do not suit a cache.
+            ValueError: the inputs, the weighting or the memory's layers do not suit a cache.
         """
         with torch.no_grad():
-            retrieved = self._retrieve(self._keys_of(inputs)) if len(self.memory) else None
-            injection = None if retrieved is None else self._inject(retrieved, weighting)
+            injection = None
+            if len(self.memory):
+                reading = Reading(self.memory, self.config)
+                keys = self.backbone.query_keys_from_inputs(
+                    key_layer=self.config.key_layer, key_pool=self.config.key_pool, **inputs
+                )
+                injection = reading.injection(reading.retrieved(keys), self.backbone, weighting)
             return as_cache(self.backbone, injection, inputs, beams=beams)
 
-    def _keys_of(self, inputs: dict[str, Any]) -> Tensor:
-        keys = self.backbone.query_keys_from_inputs(
-            key_layer=self.config.key_layer, key_pool=self.config.key_pool, **inputs
-        )
-        return keys.float().cpu()
+    def _readings(self, memory: Memories) -> Reading | list[Reading | None] | None:
+        if memory == OWN:
+            return Reading(self.memory, self.config)
+        if isinstance(memory, list | tuple):
+            known: dict[int, Reading] = {}  # a memory given for several rows is checked, and read, once
+            return [None if m is None else known.setdefault(id(m), self._reading(m)) for m in memory]
+        return None if memory is None else self._reading(memory)
 
-    def _retrieve(self, query_keys: Tensor) -> Retrieved | None:
-        if not len(self.memory):
-            return None
-        return retrieve(
-            query_keys,
-            self.memory.keys(),
-            self.memory.calibration.tau,
-            top_k=self.config.top_k,
-            thresholds=self.memory.threshold_of_entries() if self.config.abstain else None,
-            centering=self.config.key_centering,
-        )
-
-    def _inject(self, retrieved: Retrieved, weighting: Weighting | None = None) -> Injection | None:
-        return build_injection(
-            self.memory,
-            retrieved,
-            self.memory.calibration,
-            weighting or self.config.weighting,
-            self.backbone,
-            self.config.visibility,
-        )
-
-    def _sources(self, retrieved: Retrieved, masses: Tensor, row: int) -> list[Source]:
-        sources = []
-        for slot in reversed(range(retrieved.indices.shape[1])):  # the best entry lies last
-            if bool(retrieved.valid[row, slot]):
-                entry = self.memory.entries[int(retrieved.indices[row, slot])]
-                sources.append(
-                    Source(
-                        entry.id,
-                        entry.task,
-                        float(retrieved.alpha[row, slot]),
-                        float(masses[row, slot]),
-                        entry.question,
-                        entry.answer,
-                        float(retrieved.similarity[row, slot]),
-                    )
-                )
-        return sources
+    def _reading(self, memory: Any) -> Reading:
+        if not isinstance(memory, KVMemory):
+            raise TypeError(f"a memory to attach is a KVMemory, None, or a list of these for the rows; got {memory!r}")
+        if memory is self.memory:
+            return Reading(memory, self.config)
+        check_fingerprint(memory.fingerprint, self.backbone)
+        config = config_of(memory) if "reading" in memory.metadata else self.config
+        _check_keys(self.backbone, memory, self.config.replace(payload_dtype=memory.payload_dtype))
+        return Reading(memory, config.replace(key_layer=self.config.key_layer))
 
     # -- files
 
@@ -296,7 +295,15 @@ class InducedModel:
 
 def empty_memory(backbone: Backbone, config: InduceKVConfig) -> KVMemory:
     """A memory without entries that fits a backbone."""
-    layout = Layout(tuple(range(backbone.layers)), backbone.kv_heads, backbone.head_dim, backbone.hidden_size)
+    lowest = 0
+    if config.retrieval == "in_flight":
+        lowest = chosen_key_layer(config.key_layer, backbone.layers)
+        if lowest == backbone.layers:
+            raise ValueError(
+                f"in-flight retrieval needs a key_layer below {backbone.layers}, so that a layer is left that can read "
+                f"memory; got {config.key_layer}: choose a lower one, or retrieval='two_pass'"
+            )
+    layout = Layout(tuple(range(lowest, backbone.layers)), backbone.kv_heads, backbone.head_dim, backbone.hidden_size)
     fingerprint = backbone.fingerprint(key_layer=config.key_layer, key_pool=config.key_pool)
     return KVMemory(config.budget, layout, config.payload_dtype, fingerprint)
 
@@ -318,10 +325,12 @@ def _backbone(model: Any, processor: Any, options: dict[str, Any]) -> Backbone:
     return Backbone(model, processor)
 
 
-def _config_of(memory: KVMemory) -> InduceKVConfig:
+def config_of(memory: KVMemory) -> InduceKVConfig:
     """The defaults, read as the memory wants to be read."""
     try:
         stored = json.loads(memory.metadata.get("reading", "{}"))
+        if stored:
+            stored.setdefault("retrieval", "two_pass")  # memories from before there was a choice
         reading = {name: stored[name] for name in READING if name in stored}
         fields = {**reading, "budget": memory.budget, "payload_dtype": memory.payload_dtype}
         return InduceKVConfig.from_dict(fields)

@@ -30,6 +30,11 @@ class Payloads:
     def __len__(self) -> int:
         return len(self.spans)
 
+    @property
+    def layers(self) -> tuple[int, ...] | None:
+        """None: payloads by themselves are of all layers (see `PayloadSource`)."""
+        return None
+
     def payloads(self, indices: Int[Tensor, "chosen"]) -> "Payloads":
         """Some of the entries, in the order of `indices`, without padding that none of them needs."""
         mask = self.mask[indices]
@@ -82,6 +87,13 @@ class Payloads:
 
 @runtime_checkable
 class PayloadSource(Protocol):
-    """Anything that can hand out payloads by index: `Payloads` themselves, or a `KVMemory`."""
+    """Anything that can hand out payloads by index: `Payloads` themselves, or a `KVMemory`.
+
+    Attributes:
+        layers: the model's layers that the payloads are of; None: all of them.
+    """
+
+    @property
+    def layers(self) -> tuple[int, ...] | None: ...
 
     def payloads(self, indices: Int[Tensor, "chosen"]) -> Payloads: ...

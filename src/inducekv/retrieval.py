@@ -10,6 +10,8 @@ from torch.nn.functional import normalize, softplus
 
 SMALLEST_WEIGHT = 1e-8
 """Ranking and weights treat a relaxed selection weight below this as zero; it keeps logarithms finite."""
+CENTRED_TOGETHER = 256
+"""Keys that are centred at a time, so that a large memory is not written out a second time: they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,12 @@ def similarities(
     again; it needs at least two entries, with fewer it does nothing.
     """
     memory_keys = memory_keys.to(query_keys)
-    if centering and len(memory_keys) >= 2:
-        mean = memory_keys.mean(0)
-        query_keys, memory_keys = normalize(query_keys - mean, dim=-1), normalize(memory_keys - mean, dim=-1)
-    return query_keys @ memory_keys.T
+    if not centering or len(memory_keys) < 2:
+        return query_keys @ memory_keys.T
+    mean = memory_keys.mean(0)
+    query_keys = normalize(query_keys - mean, dim=-1)
+    pieces = memory_keys.split(CENTRED_TOGETHER)
+    return torch.cat([query_keys @ normalize(keys - mean, dim=-1).T for keys in pieces], dim=-1)
 
 
 def retrieve(

@@ -1,5 +1,6 @@
 """Moving stored keys to other positions: rotary embedding is a group, so a shift is one more rotation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,20 +37,25 @@ def rotate_keys(
 
 
 def shift_keys(
-    text_model: Any, keys: Float[Tensor, "*batch layers kv_heads tokens head_dim"], by: Int[Tensor, "*batch"]
+    text_model: Any,
+    keys: Float[Tensor, "*batch layers kv_heads tokens head_dim"],
+    by: Int[Tensor, "*batch"],
+    layers: Sequence[int] | None = None,
 ) -> Float[Tensor, "*batch layers kv_heads tokens head_dim"]:
     """Move all layers' keys by `by` positions, the same for every token of a row or entry.
 
-    Layers with rotary embeddings of their own, or none, each get theirs (`families.DECODERS`).
+    Layers with rotary embeddings of their own, or none, each get theirs (`families.DECODERS`). `layers`: which of the
+    model's layers the keys are of; None: the first ones.
     """
-    decoder, layers = DECODERS[text_model.config.model_type], range(keys.shape[-4])
+    decoder = DECODERS[text_model.config.model_type]
+    layers = range(keys.shape[-4]) if layers is None else layers
     ropes = [decoder.rope(text_model.config, layer) for layer in layers]
-    tables = {rope: rotation(text_model, by, ropes.index(rope)) for rope in dict.fromkeys(ropes)}
+    tables = {rope: rotation(text_model, by, layers[ropes.index(rope)]) for rope in dict.fromkeys(ropes)}
     if len(tables) == 1:
         cos, sin = (x[..., None, None, None, :] for x in tables[ropes[0]])
         return rotate_keys(keys, cos, sin, interleaved=decoder.interleaved)
     moved = []
-    for layer, rope in zip(layers, ropes, strict=True):
+    for place, rope in enumerate(ropes):
         cos, sin = (x[..., None, None, :] for x in tables[rope])
-        moved.append(rotate_keys(keys[..., layer, :, :, :], cos, sin, interleaved=decoder.interleaved))
+        moved.append(rotate_keys(keys[..., place, :, :, :], cos, sin, interleaved=decoder.interleaved))
     return torch.stack(moved, -4)

@@ -37,8 +37,8 @@ def answer_nll(
     longest = int(batch.answer_lengths.max())
     logits = capped(head(hidden[:, -longest - 1 : -1]), cap)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    targets = batch.inputs["input_ids"][:, -longest:]
+    targets = batch.inputs["input_ids"][:, -longest:].to(wide.device)
     nll = wide.logsumexp(-1) - wide.gather(-1, targets[..., None])[..., 0]
-    mask = batch.answer_mask[:, -longest:]
+    mask = batch.answer_mask[:, -longest:].to(wide.device)
     missing = (max_answer - longest, 0)
     return pad(nll * mask, missing), pad(mask, missing)

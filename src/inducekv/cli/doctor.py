@@ -44,9 +44,9 @@ def doctor(
         table = Table(title=f"Entries of {tokens} tokens that fit", title_justify="left")
         for name in ("bits", "a token slot", *budgets):
             table.add_column(name, justify="right")
-        for bits, stored in BITS.items():
+        for bits in BITS:
             counts = [f"{found.entries(b, tokens, bits):,}" for b in budgets]
-            table.add_row(str(bits) if stored else f"{bits} (not yet)", format_bytes(found.slot_nbytes(bits)), *counts)
+            table.add_row(str(bits), format_bytes(found.slot_nbytes(bits)), *counts)
         console.print(table)
     for note in found.notes:
         console.print(f"- {note}", markup=False)

@@ -55,7 +55,7 @@ def learn(
         int | None, typer.Option(help="Tokens that pooling leaves of an entry.", rich_help_panel=_CONFIG_PANEL)
     ] = None,
     payload_dtype: Annotated[
-        str | None, typer.Option(help="float16, bfloat16 or int8.", rich_help_panel=_CONFIG_PANEL)
+        str | None, typer.Option(help="float16, bfloat16, int8, int4 or int2.", rich_help_panel=_CONFIG_PANEL)
     ] = None,
     candidates: Annotated[
         int | None, typer.Option(help="Most new examples to consider.", rich_help_panel=_CONFIG_PANEL)
@@ -179,6 +179,7 @@ def inspect(
         "nbytes": stored.nbytes,
         "budget": stored.budget,
         "bytes_by_kind": stored.bytes_by_kind(),
+        "layers": list(stored.layout.layers),
         "calibration": {"tau": tau, "lambdas": lambdas},
         "thresholds": dict(stored.thresholds),
         "metadata": dict(stored.metadata),
@@ -201,7 +202,8 @@ def inspect(
     for kind, nbytes in stored.bytes_by_kind().items():
         kinds.add_row(kind, f"{nbytes:,}")
     console.print(kinds)
-    console.print(f"calibration: τ {tau:.4f}; λ by layer {' '.join(f'{value:.2f}' for value in lambdas)}")
+    scales = "  ".join(f"{layer}: {value:.2f}" for layer, value in zip(stored.layout.layers, lambdas, strict=True))
+    console.print(f"calibration: τ {tau:.4f}; λ of layer {scales}")
     console.print("fingerprint: " + json.dumps(stored.fingerprint, sort_keys=True), style="dim")
 
 

@@ -15,8 +15,8 @@ class Compression(ABC):
     """Makes the payload of one encoded example smaller along its tokens.
 
     A method gets keys and values `[layers, kv_heads, tokens, head_dim]` in the canonical frame (the example's last
-    position is -1) and returns fewer tokens of the same frame; `key`, `span` and `answer_length` stay as they were, so
-    an entry takes the same positions however few of its tokens are kept.
+    position is -1) and returns fewer tokens of the same frame; `key` and `answer_length` stay as they were. `span`
+    stays too where tokens from all over the example are kept: it never grows, and covers the positions of what is kept.
     """
 
     @abstractmethod

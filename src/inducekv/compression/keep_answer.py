@@ -16,6 +16,9 @@ class KeepAnswer(Compression):
     The answer's keys and values were computed after reading the picture and the question, so they already say what they
     answer; averaging them with others destroys them (DESIGN.md, decision 3).
 
+    An answer by itself takes only its own positions (`span`), so that hundreds of entries fit into a model's context;
+    with context tokens the entry takes the positions of the whole example.
+
     Attributes:
         context_tokens: tokens the image and the question are pooled to, 0 drops them.
 
@@ -35,7 +38,8 @@ class KeepAnswer(Compression):
             raise ValueError("keep_answer needs an example with an answer; this one has no answer tokens")
         answer = encoded.select(is_answer)
         if self.context_tokens == 0 or is_answer.all():
-            return answer
+            length = answer.tokens
+            return dataclasses.replace(answer, span=length) if bool(is_answer[-length:].all()) else answer
         context = encoded.select(~is_answer)
         length = context.keys.shape[2]
         count = min(self.context_tokens, length)

@@ -12,7 +12,9 @@ class MeanPool(Compression):
     """Pools all tokens, answer included, into `tokens` tokens (InduceKV, section 2: payload of fixed length m).
 
     How tokens are grouped is not public. CHOICE: successive groups of nearly equal size, keys averaged as they are in
-    the canonical frame. An example with no more than `tokens` tokens stays as it is.
+    the canonical frame; the entry takes as many positions (`span`) as it has tokens, since pooled keys have no place of
+    their own, and all entries of a memory must fit into the model's context. An example with no more than `tokens`
+    tokens stays as it is.
 
     Attributes:
         tokens: m, at least 1.
@@ -37,4 +39,5 @@ class MeanPool(Compression):
             keys=pool_tokens(encoded.keys, groups, self.tokens),
             values=pool_tokens(encoded.values, groups, self.tokens),
             kinds=group_kinds(encoded.kinds, groups, self.tokens),
+            span=self.tokens,
         )

@@ -1,9 +1,9 @@
-"""How payload numbers are stored: as floats, or as 8-bit integers with one scale a token and head."""
+"""How payload numbers are stored: as floats, or as 8-, 4- or 2-bit integers with one scale a token and head."""
 
 from typing import NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Num, UInt8
 from torch import Tensor
 
 from inducekv.config import PayloadDtype
@@ -13,30 +13,41 @@ STORAGE_DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
+    "int4": torch.uint8,
+    "int2": torch.uint8,
 }
-"""Number format of the stored values by its name in the configuration."""
+"""Number format of the stored values by its name in the configuration; 4- and 2-bit codes lie packed in bytes."""
 
-_LARGEST_CODE = 127
+BITS = {"int8": 8, "int4": 4, "int2": 2}
+"""Bits of a code, for formats that have scales."""
+LEVELS = {"int8": 127.0, "int4": 7.0, "int2": 1.5}
+"""Largest code. CHOICE: symmetric; 8 and 4 bits have a zero, the four codes of 2 bits are -1.5, -0.5, 0.5 and 1.5."""
 
 
 class Stored(NamedTuple):
     """Payload numbers as they lie in the memory file.
 
     Attributes:
-        values: `[..., head_dim]` in the storage dtype.
-        scales: `[...]` float16, only for int8: what one step of the code is worth.
+        values: `[..., stored_width]` in the storage dtype (see `stored_width`).
+        scales: `[...]` float16, only for integer formats: what one step of the code is worth.
     """
 
-    values: Num[Tensor, "*tokens head_dim"]
+    values: Num[Tensor, "*tokens stored"]
     scales: Float[Tensor, "*tokens"] | None
 
 
+def stored_width(head_dim: int, dtype: PayloadDtype | str) -> int:
+    """Elements of the storage dtype that `head_dim` numbers take: bytes hold several codes of 4 or 2 bits."""
+    each = 8 // BITS.get(dtype, 8)
+    return -(-head_dim // each)
+
+
 def quantise(tensor: Float[Tensor, "*tokens head_dim"], dtype: PayloadDtype | str) -> Stored:
-    """Writes payload numbers in a storage format (CHOICE: int8 is symmetric, scaled by a head's largest number).
+    """Writes payload numbers in a storage format (CHOICE: integers are symmetric, scaled by a head's largest number).
 
     Args:
         tensor: `[..., head_dim]`, any float dtype; usually `[tokens, layers, kv_heads, head_dim]`.
-        dtype: "float32", "float16", "bfloat16" or "int8".
+        dtype: "float32", "float16", "bfloat16", "int8", "int4" or "int2".
 
     Raises:
         ValueError: an unknown dtype, numbers that are not finite, or numbers too large for float16.
@@ -45,25 +56,54 @@ def quantise(tensor: Float[Tensor, "*tokens head_dim"], dtype: PayloadDtype | st
         raise ValueError(f"payload dtype must be one of {', '.join(get_args(PayloadDtype))}; got {dtype!r}")
     if not torch.isfinite(tensor).all():
         raise ValueError("a payload holds numbers that are not finite; the model overflowed on this example")
-    if dtype != "int8":
+    if dtype not in BITS:
         values = tensor.to(STORAGE_DTYPES[dtype])
         if not torch.isfinite(values).all():
             raise ValueError(f"a payload holds numbers too large for {dtype}; use payload_dtype='bfloat16' or 'int8'")
         return Stored(values.contiguous(), None)
-    numbers = tensor.float()
-    scales = (numbers.abs().amax(-1) / _LARGEST_CODE).to(torch.float16)
+    numbers, largest = tensor.float(), LEVELS[dtype]
+    scales = (numbers.abs().amax(-1) / largest).to(torch.float16)
     steps = scales.float().unsqueeze(-1)
-    codes = torch.where(steps > 0, numbers / steps.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
-    return Stored(codes.round().clamp(-_LARGEST_CODE, _LARGEST_CODE).to(torch.int8), scales)
+    ratios = torch.where(steps > 0, numbers / steps.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+    offset = largest % 1
+    codes = (ratios - offset).round().clamp(-largest - offset, largest - offset)
+    if dtype == "int8":
+        return Stored(codes.to(torch.int8), scales)
+    return Stored(pack(codes + largest + offset, BITS[dtype]), scales)
 
 
 def dequantise(
-    values: Num[Tensor, "*tokens head_dim"], scales: Float[Tensor, "*tokens"] | None
+    values: Num[Tensor, "*tokens stored"],
+    scales: Float[Tensor, "*tokens"] | None,
+    dtype: PayloadDtype | str,
+    head_dim: int,
 ) -> Float[Tensor, "*tokens head_dim"]:
     """The inverse of `quantise`, up to the format's precision.
 
     Returns:
         `[..., head_dim]` float32.
     """
-    numbers = values.to(torch.float32)
+    if dtype in BITS and dtype != "int8":
+        largest = LEVELS[dtype]
+        numbers = unpack(values, BITS[dtype], head_dim).to(torch.float32) - largest
+    else:
+        numbers = values.to(torch.float32)
     return numbers if scales is None else numbers * scales.to(torch.float32).unsqueeze(-1)
+
+
+def pack(codes: Num[Tensor, "*tokens head_dim"], bits: int) -> UInt8[Tensor, "*tokens stored"]:
+    """Codes from 0 to 2^bits - 1, several to a byte, the first in the lowest bits; the last byte is filled with 0."""
+    each = 8 // bits
+    padded = torch.nn.functional.pad(codes.to(torch.uint8), (0, -codes.shape[-1] % each))
+    groups = padded.unflatten(-1, (-1, each))
+    packed = groups[..., 0]
+    for place in range(1, each):
+        packed = packed | (groups[..., place] << (bits * place))
+    return packed.contiguous()
+
+
+def unpack(packed: UInt8[Tensor, "*tokens stored"], bits: int, head_dim: int) -> UInt8[Tensor, "*tokens head_dim"]:
+    """The inverse of `pack`."""
+    each, most = 8 // bits, 2**bits - 1
+    codes = torch.stack([(packed >> (bits * place)) & most for place in range(each)], -1)
+    return codes.flatten(-2)[..., :head_dim]
