@@ -140,7 +140,7 @@ def inputs_of(sizes: Sizes, backbone: Backbone, images: int = 1, rows: int = 1) 
 
 def induced(sizes: Sizes, backbone: Backbone, entries: int, **changes: object) -> InducedModel:
     """The model with a memory of random entries, read with the defaults but for `changes`."""
-    config = InduceKVConfig(budget=2**40, top_k=sizes.top_k).replace(**changes)
+    config = InduceKVConfig(budget=2**40, top_k=sizes.top_k, retrieval="in_flight").replace(**changes)
     return InducedModel(backbone, memory_of(sizes, backbone, config, entries), config)
 
 
@@ -169,7 +169,7 @@ def many_keys(sizes: Sizes, backbone: Backbone) -> KVMemory:
     layout = Layout((backbone.layers - 1,), 1, 1, sizes.hidden)
     memory = KVMemory(2**40, layout, "float32", backbone.fingerprint())
     keys = torch.randn(sizes.retrieval_keys, sizes.hidden, generator=torch.Generator().manual_seed(0))
-    payload = Payload(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    payload = Payload(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), None, None, "float32", 1)
     keys = normalize(keys, dim=-1).half()
     memory.add_all([Entry(str(number), TASK, key, payload, 1, 1) for number, key in enumerate(keys)])
     return memory

@@ -120,7 +120,7 @@ def while_answering(backbone: Backbone, inputs: dict[str, Any], patch: pytest.Mo
 
 def while_making_a_cache(backbone: Backbone, inputs: dict[str, Any], patch: pytest.MonkeyPatch) -> None:
     model = taught(backbone, retrieval="two_pass", weighting="none")
-    patch.setattr(backbone.text_model.norm, "forward", fail)
+    patch.setattr(backbone.text_model.layers[0].mlp, "forward", fail)
     model.as_cache(inputs)
 
 

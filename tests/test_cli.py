@@ -50,7 +50,7 @@ def test_inspect_shows_what_is_there_without_a_model(folder):
     assert sum(shown["tasks"].values()) == shown["entries"]
     assert sum(shown["bytes_by_kind"].values()) == shown["nbytes"] <= shown["budget"]
     assert shown["calibration"]["tau"] > 0
-    assert shown["layers"] == [1, 2] and len(shown["calibration"]["lambdas"]) == 2
+    assert shown["layers"] == [0, 1, 2] and len(shown["calibration"]["lambdas"]) == 3
     assert shown["fingerprint"]["model_type"] == "llava"
     text = run("inspect", folder / "memory").stdout
     for words in ("first", "second", "payload", "calibration", "fingerprint"):

@@ -24,7 +24,8 @@ LEARNED = (1, 3, 4, 6)
 
 def taught(backbone: Backbone, seeds: tuple[int, ...] = LEARNED, **changes: Any) -> InducedModel:
     """A model with some whole examples in its memory, without having learned anything."""
-    fields = {"budget": "4MiB", "payload_dtype": "float32", "abstain": False, "top_k": 2, **changes}
+    fields = {"budget": "4MiB", "payload_dtype": "float32", "abstain": False, "top_k": 2}
+    fields |= {"retrieval": "in_flight", **changes}
     model = InducedModel.from_pretrained(backbone, config=InduceKVConfig(**fields))
     layers = model.memory.layout.layers
     learned = [example(backbone, seed) for seed in seeds]
@@ -175,7 +176,7 @@ def test_sources_are_right_under_beams(llava: Backbone) -> None:
 
 def test_wrong_layers_are_refused(llava: Backbone) -> None:
     with pytest.raises(ValueError, match="key_layer below"):
-        InducedModel.from_pretrained(llava, config=InduceKVConfig(key_layer=-1))
+        InducedModel.from_pretrained(llava, config=InduceKVConfig(key_layer=-1, retrieval="in_flight"))
     whole = taught(llava, retrieval="two_pass")
     one_pass = InducedModel(llava, whole.memory, whole.config.replace(retrieval="in_flight"))
     with pytest.raises(ValueError, match="use retrieval='two_pass'"), one_pass.attached():

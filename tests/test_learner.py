@@ -244,8 +244,8 @@ def test_what_cannot_be_learned_is_refused(llava, examples, task, error, says):
 
 
 def test_a_budget_too_small_for_one_entry_names_both_sizes(llava):
-    with pytest.raises(BudgetError, match=r"one entry of 't' takes .* budget of 600 B"):
-        learned(llava, ("t", colour_task(1)), budget=600)
+    with pytest.raises(BudgetError, match=r"one entry of 't' takes .* budget of 400 B"):
+        learned(llava, ("t", colour_task(1)), budget=400)
 
 
 def test_a_failure_leaves_memory_and_training_state_as_they_were(llava, monkeypatch):

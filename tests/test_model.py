@@ -159,7 +159,7 @@ def test_a_memory_of_another_model_or_key_is_refused(model, llava, qwen, tmp_pat
         InducedModel.from_pretrained(qwen, memory=model.memory)
     with pytest.raises(ValueError, match="key_pool"):
         InducedModel.from_pretrained(llava, memory=tmp_path, config=CONFIG.replace(key_pool="mean"))
-    with pytest.raises(ValueError, match="payloads as int8"):
+    with pytest.raises(ValueError, match="payloads as int4"):
         InducedModel.from_pretrained(llava, memory=tmp_path, config=CONFIG.replace(payload_dtype="float16"))
 
 

@@ -138,7 +138,7 @@ def test_nothing_attached_reads_nothing(llava: Backbone) -> None:
     inputs = inputs_of(llava, [example(llava, seed, False) for seed in SEEDS])
     plain, _, _ = answered(llava, inputs)
     model = taught(llava)
-    empty = InducedModel.from_pretrained(llava, config=InduceKVConfig())
+    empty = InducedModel.from_pretrained(llava, config=InduceKVConfig(retrieval="in_flight"))
     for memory in (None, [None, None, None], [empty.memory, None, None]):
         with model.attached(memory):
             assert torch.equal(answered(llava, inputs)[0], plain)

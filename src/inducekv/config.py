@@ -67,7 +67,7 @@ class InduceKVConfig:
     key_layer: int | None = None
     key_pool: KeyPool = "last"
     key_centering: bool = False
-    retrieval: Retrieval = "in_flight"
+    retrieval: Retrieval = "two_pass"
     top_k: int | None = 8
     weighting: Weighting = "log"
     visibility: Visibility = "all"
