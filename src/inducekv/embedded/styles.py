@@ -42,7 +42,7 @@ def _negative(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray
 
 
 def _outlined(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    return picture * (0.6 + 0.4 * _edges(picture))
+    return picture * (0.7 + 0.3 * _edges(picture))
 
 
 def _hatched(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -56,11 +56,11 @@ def _blueprint(picture: np.ndarray, generator: np.random.Generator) -> np.ndarra
 
 
 def _faded(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    return 0.08 + 0.65 * picture
+    return 0.05 + 0.75 * picture
 
 
 def _out_of_focus(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    return _blurred(picture, 2)
+    return _blurred(picture, 1)
 
 
 def _grainy(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -69,7 +69,7 @@ def _grainy(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 def _newsprint(picture: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     ink = np.abs(picture - np.median(picture, axis=(0, 1))).max(-1, keepdims=True)
-    grey = 0.92 - 0.85 * np.clip(1.3 * ink, 0, 1) + generator.normal(0, 0.05, ink.shape)
+    grey = 0.92 - 0.85 * np.clip(1.3 * ink, 0, 1) + generator.normal(0, 0.03, ink.shape)
     return grey * np.ones(3)
 
 

@@ -65,12 +65,9 @@ def _vqa(seed: int) -> Tasks:
 
 def _domain(seed: int) -> Tasks:
     sizes: Sizes = {"train": 40, "test": 30}
-    tasks: Tasks = {}
-    for style in STYLES:
-        world = World(seed, "embedded/domain")
-        shapes = world.some("shape", 3, style)
-        tasks[style] = partial(world.counted, shapes, style=style, **sizes)
-    return tasks
+    world = World(seed, "embedded/domain")
+    shapes = world.some("shape", 3, "values")
+    return {style: partial(world.counted, shapes, style=style, **sizes) for style in STYLES}
 
 
 def _lifelong(seed: int) -> Tasks:
