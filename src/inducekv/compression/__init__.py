@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 from inducekv.compression.base import Compression
 from inducekv.compression.keep_answer import KeepAnswer
 from inducekv.compression.mean_pool import MeanPool
+from inducekv.compression.layer import CompressedLayer, cache_bytes
+from inducekv.compression.live import LiveCompression
 from inducekv.compression.none import NoCompression
+from inducekv.compression.select import Selection
+from inducekv.compression.shift_kv import ShiftKV
 from inducekv.compression.storage import STORAGE_DTYPES, Stored, dequantise, quantise
 
 if TYPE_CHECKING:
@@ -36,11 +40,16 @@ def compression_named(config: "InduceKVConfig") -> Compression:
 __all__ = [
     "COMPRESSIONS",
     "STORAGE_DTYPES",
+    "CompressedLayer",
     "Compression",
     "KeepAnswer",
+    "LiveCompression",
     "MeanPool",
     "NoCompression",
+    "Selection",
+    "ShiftKV",
     "Stored",
+    "cache_bytes",
     "compression_named",
     "dequantise",
     "quantise",
