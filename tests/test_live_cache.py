@@ -16,14 +16,37 @@ import tiny
 import tiny_families
 from inducekv.attention import attached
 from inducekv.backbone import Backbone
-from inducekv.compression import CompressedLayer, LiveCompression, ShiftKV, cache_bytes
+from inducekv.compression import (
+    AttentionSum,
+    CompressedLayer,
+    KVPressScorer,
+    LiveCompression,
+    PrefixKV,
+    RotateKV,
+    ShiftKV,
+    WindowKV,
+    cache_bytes,
+)
 from inducekv.examples import Example
 from inducekv.rendering import render
 from test_family_parity import answered, example, reference
 from test_parity import TOLERANCE, inputs_of, memory_of
 
+class KNorm:
+    """Scores as kvpress's scorers do: `score(module, hidden_states, keys, values, attentions, kwargs)`."""
+
+    def score(self, module: Any, hidden_states: Tensor, keys: Tensor, values: Tensor, *rest: Any) -> Tensor:
+        assert hidden_states.shape[1] == keys.shape[2]
+        return -keys.norm(dim=-1)
+
+
 EVICTING: dict[str, Any] = {
     "shift_kv": lambda budget: ShiftKV(budget, proxies=64, groups=8),
+    "attention_sum": AttentionSum,
+    "prefix_kv": lambda budget: PrefixKV(budget=budget),
+    "prefix_over_shift_kv": lambda budget: PrefixKV(ShiftKV(budget, proxies=64, groups=8)),
+    "window_kv": lambda budget: WindowKV(budget, window=3, shared=1, beta=1.5, suffix=3),
+    "kvpress": lambda budget: KVPressScorer(budget, scorer=KNorm()),
 }
 """Methods that keep some tokens exactly as they are, by a budget."""
 
@@ -245,5 +268,17 @@ def test_prompts_of_hardly_any_tokens(text: str, kept: int) -> None:
     assert output.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 2
 
 
-def live_methods() -> list[LiveCompression]:
-    return [make(0.5) for make in EVICTING.values()]
+@pytest.mark.parametrize("name", FAMILIES)
+def test_eight_bits_change_hardly_anything_and_two_bits_take_less(name: str) -> None:
+    """Keys go through rotary embedding backwards, rotation, order of channels and codes, and come back."""
+    backbone = tiny_families.model(name)
+    inputs = inputs_of(backbone, [example(backbone, 1, False), example(backbone, 4, False)])
+    before, _, whole = answered(backbone, inputs)
+    sizes = []
+    for bits, error in ((8, 0.2), (2, 100.0)):
+        with RotateKV(bits=bits, sinks=2)(backbone):
+            got, _, output = answered(backbone, inputs)
+        assert 0 < (got - before)[:, :2].abs().max() < error
+        assert torch.equal(got[:, 0], before[:, 0]), "the prompt itself is read before it is quantised"
+        sizes.append(cache_bytes(output.past_key_values))
+    assert sizes[1] < sizes[0] < cache_bytes(whole.past_key_values)

@@ -1,6 +1,7 @@
 """Cache layers that hold fewer tokens than they have seen, and say so to nobody but attention."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -121,6 +122,49 @@ class CompressedLayer(DynamicLayer):
         raise ValueError("a compressed cache cannot be emptied and used again; give generate() a new one")
 
 
+@runtime_checkable
+class Prefix(Protocol):
+    """A compressed prompt that is not kept as keys and values."""
+
+    def dense(self) -> tuple[Tensor, Tensor]:
+        """Keys and values `[batch, kv_heads, kept, head_dim]` for attention."""
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor that is kept."""
+
+    def rows(self, change: Callable[[Tensor], Tensor]) -> "Prefix":
+        """The same with other rows: `change` picks them from a tensor whose first axis is the batch."""
+
+
+class CodedLayer(CompressedLayer):
+    """A prompt kept as codes, decoded whenever attention reads it; the tokens since are in `keys` and `values`."""
+
+    def __init__(
+        self,
+        prefix: Prefix,
+        empty: Float[Tensor, "batch kv_heads 0 head_dim"],
+        positions: Int[Tensor, "batch kv_heads kept"],
+        prompt: int,
+        *,
+        sliding_window: int | None = None,
+    ) -> None:
+        super().__init__(empty, empty, positions, prompt, sliding_window=sliding_window)
+        self.prefix = prefix
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        new = super().update(key_states, value_states)
+        kept = self.prefix.dense()
+        keys, values = (torch.cat([old.to(x), x], 2) for old, x in zip(kept, new, strict=True))
+        return keys, values
+
+    def tensors(self) -> list[Tensor]:
+        return [*super().tensors(), *self.prefix.tensors()]
+
+    def _rows(self, change: Any) -> None:
+        super()._rows(change)
+        self.prefix = self.prefix.rows(change)
+
+
 def kept_from(
     keys: Float[Tensor, "batch kv_heads tokens head_dim"],
     values: Float[Tensor, "batch kv_heads tokens head_dim"],
@@ -149,11 +193,9 @@ def highest(
 
 
 def cache_bytes(cache: Cache) -> int:
-    """Bytes of all tensors in a cache, compressed or not."""
-    total = 0
+    """Bytes of all tensors in a cache, compressed or not; what layers share counts once."""
+    kept = {}
     for layer in cache.layers:
-        if isinstance(layer, CompressedLayer):
-            total += layer.stored_bytes
-        elif layer.keys is not None:
-            total += sum(x.numel() * x.element_size() for x in (layer.keys, layer.values))
-    return total
+        tensors = layer.tensors() if isinstance(layer, CompressedLayer) else [layer.keys, layer.values]
+        kept.update({(x.data_ptr(), x.shape): x for x in tensors if x is not None and x.numel()})
+    return sum(x.numel() * x.element_size() for x in kept.values())

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,8 +40,10 @@ class LiveCompression(Compression):
     The object holds no state between calls, and one may serve several models at once.
     """
 
-    whole_prompt: ClassVar[bool] = False
-    """Whether `choose` needs the measures of all layers at once; until then all of them keep their full cache."""
+    @property
+    def whole_prompt(self) -> bool:
+        """Whether `choose` needs the measures of all layers at once; until then all of them keep their full cache."""
+        return False
 
     @abstractmethod
     def measure(self, prompt: LayerPrompt) -> Float[Tensor, "batch kv_heads stored"]:
@@ -100,7 +102,7 @@ class _Reading:
     ids: Tensor | None = None
     given_mask: Any = None
     real: Bool[Tensor, "batch tokens"] | None = None
-    position_ids: Tensor | None = None
+    position_ids: Int[Tensor, "axes _ tokens"] | None = None
     past: int = 0
     prompts: list[LayerPrompt] = field(default_factory=list)
     measures: list[Tensor] = field(default_factory=list)
@@ -124,26 +126,39 @@ class _Reading:
         else:
             self.real = torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
         positions = kwargs.get("position_ids")
-        self.position_ids = None if positions is None else positions.reshape(-1, *positions.shape[-2:])
+        if positions is None:
+            positions = torch.arange(length, device=tokens.device)[None]
+        self.position_ids = positions.reshape(-1, *positions.shape[-2:])[-3:]
 
-    def prompt(self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any], layer: Any) -> LayerPrompt:
+    def prompt(
+        self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any], layer: Any, output: Any
+    ) -> LayerPrompt:
         """What is known of one layer, after its attention."""
         assert self.real is not None
         if not bool(self.real[:, -1].all()):
             raise ValueError("compression needs batches padded on the left (processor.tokenizer.padding_side = 'left')")
-        batch, length = hidden.shape[:2]
+        batch = hidden.shape[0]
         real = self.real.to(hidden.device)
         image = None if self.family.image_token is None else int(getattr(self.model.config, self.family.image_token))
         images = torch.zeros_like(real)
         if image is not None and self.ids is not None and self.ids.shape == real.shape:
             images = self.ids.to(hidden.device) == image
-        if self.position_ids is None:
-            last = torch.full((batch,), length - 1, device=hidden.device)
-        else:
-            last = self.position_ids[..., -1].amax(0).expand(batch).to(hidden.device)
+        assert self.position_ids is not None
+        positions = self.position_ids.to(hidden.device).expand(-1, batch, -1)
         index: int = module.layer_idx  # type: ignore[assignment]
         return LayerPrompt(
-            index, self.layers, layer.keys, layer.values, real, images, last, hidden, module, self.text_model, kwargs
+            index,
+            self.layers,
+            layer.keys,
+            layer.values,
+            real,
+            images,
+            positions,
+            hidden,
+            output[1] if isinstance(output, tuple) else None,
+            module,
+            self.text_model,
+            kwargs,
         )
 
 
@@ -195,12 +210,12 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
             raise ValueError(
                 f"a {type(layer).__name__} cannot be compressed; use the dynamic cache that generate() makes itself"
             )
-        prompt = reading.prompt(module, hidden, kwargs, layer)
+        prompt = reading.prompt(module, hidden, kwargs, layer, output)
         measure = method.measure(prompt)
         if not method.whole_prompt:
             _replace(cache, method, [prompt], [measure])
             return
-        reading.prompts.append(replace(prompt, hidden=None, arguments={}))
+        reading.prompts.append(replace(prompt, hidden=None, weights=None, arguments=_only_positions(kwargs)))
         reading.measures.append(measure)
 
     def compress_all(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -233,7 +248,7 @@ def _measuring(method: LiveCompression, model: nn.Module) -> Iterator[list[Tenso
         hidden, cache = _arguments(args, kwargs)
         if cache is not None and not reading.past:
             index: int = module.layer_idx  # type: ignore[assignment]
-            reading.measures.append(method.measure(reading.prompt(module, hidden, kwargs, cache.layers[index])))
+            reading.measures.append(method.measure(reading.prompt(module, hidden, kwargs, cache.layers[index], output)))
 
     measures: list[Tensor] = []
     hooks = _shared_hooks(reading)
@@ -262,6 +277,10 @@ def _replace(cache: Cache, method: LiveCompression, prompts: list[LayerPrompt], 
         made = method.store(prompt, measure, positions)
         if made is not None:
             cache.layers[prompt.layer] = made
+
+
+def _only_positions(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in ("position_embeddings",) if name in kwargs}
 
 
 def _query_length(hidden: Tensor, kwargs: dict[str, Any]) -> Any:

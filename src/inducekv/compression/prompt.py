@@ -1,13 +1,13 @@
 """What a live compression sees of a prompt in one layer, right after the layer's attention has read it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from inducekv.compression.queries import project_queries, rotary_at, rotate_queries
+from inducekv.compression.queries import RotaryTables, project_queries
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class LayerPrompt:
             a sliding window holds the last tokens only).
         real: `[batch, tokens]` False on padding, which is on the left.
         images: `[batch, tokens]` True on image tokens.
-        positions: `[batch]` position of each row's last token.
+        position_ids: `[axes, batch, tokens]`, one axis or Qwen-VL's three.
         hidden: `[batch, tokens, hidden]` input of the attention module, or None once it is not needed any more.
+        weights: `[batch, heads, tokens, tokens]` attention, where the model's attention gives it (`eager`), or None.
         module: the attention module.
         text_model: the decoder.
         arguments: keyword arguments of the attention module (`position_embeddings` among them).
+        notes: what a method's `measure` leaves for its `store`.
     """
 
     layer: int
@@ -33,16 +35,23 @@ class LayerPrompt:
     values: Float[Tensor, "batch kv_heads stored head_dim"]
     real: Bool[Tensor, "batch tokens"]
     images: Bool[Tensor, "batch tokens"]
-    positions: Int[Tensor, " batch"]
+    position_ids: Int[Tensor, "axes batch tokens"]
     hidden: Float[Tensor, "batch tokens hidden"] | None
+    weights: Tensor | None
     module: nn.Module
     text_model: Any
     arguments: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
         """Tokens of the prompt, padding included."""
         return self.real.shape[1]
+
+    @property
+    def positions(self) -> Int[Tensor, " batch"]:
+        """Position of each row's last token."""
+        return self.position_ids[..., -1].amax(0)
 
     @property
     def offset(self) -> int:
@@ -82,8 +91,12 @@ class LayerPrompt:
         """The prompt's own queries at places `first` to `stop`, after rotary embedding."""
         assert self.hidden is not None
         made = project_queries(self.module, self.hidden[:, first:stop], self.keys.shape[-1]).transpose(1, 2)
-        cos, sin = (x[..., first:stop, :] for x in self.arguments["position_embeddings"])
-        return rotate_queries(self.text_model, self.layer, made, cos, sin)
+        return self.rotary(first, stop).turn(made)
+
+    def rotary(self, first: int = 0, stop: int | None = None) -> RotaryTables:
+        """The rotary embedding of the prompt's tokens `first` to `stop`."""
+        tables = self.arguments.get("position_embeddings")
+        return RotaryTables.of(self.text_model, self.layer, tables).at(first, stop)
 
     def queries_at(
         self, hidden: Float[Tensor, "_ queries hidden"], positions: Int[Tensor, "batch queries"]
@@ -91,8 +104,7 @@ class LayerPrompt:
         """Queries that other hidden states (`[1 or batch, queries, hidden]`) would make at given positions."""
         made = project_queries(self.module, hidden.to(self.keys.dtype), self.keys.shape[-1]).transpose(1, 2)
         made = made.expand(positions.shape[0], -1, -1, -1)
-        tables = rotary_at(self.text_model, self.layer, positions, made)
-        return made if tables is None else rotate_queries(self.text_model, self.layer, made, *tables)
+        return RotaryTables.anywhere(self.text_model, self.layer, positions, made).turn(made)
 
     def logits(self, queries: Float[Tensor, "batch heads queries head_dim"]) -> Float[Tensor, "batch heads queries stored"]:
         """Scaled (and capped, where the layer does) logits in float32 over the stored keys; nothing is hidden yet."""
