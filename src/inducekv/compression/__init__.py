@@ -12,9 +12,11 @@ from inducekv.compression.layer import CompressedLayer, cache_bytes
 from inducekv.compression.live import LiveCompression
 from inducekv.compression.none import NoCompression
 from inducekv.compression.prefix_kv import PrefixKV, drop_ratios_of, mean_profile
+from inducekv.compression.retentive_kv import RetentiveKV
 from inducekv.compression.rotate_kv import RotateKV
 from inducekv.compression.select import Selection
 from inducekv.compression.shift_kv import ShiftKV
+from inducekv.compression.spherical_kv import SphericalKV
 from inducekv.compression.storage import STORAGE_DTYPES, Stored, dequantise, quantise, stored_bytes
 from inducekv.compression.window_kv import WindowKV
 
@@ -54,9 +56,11 @@ __all__ = [
     "MeanPool",
     "NoCompression",
     "PrefixKV",
+    "RetentiveKV",
     "RotateKV",
     "Selection",
     "ShiftKV",
+    "SphericalKV",
     "Stored",
     "WindowKV",
     "cache_bytes",

@@ -12,21 +12,31 @@ def packed_bytes(count: int, bits: int) -> int:
     return (count * bits + 7) // 8
 
 
-def pack(codes: UInt8[Tensor, "*batch count"], bits: int) -> UInt8[Tensor, "*batch packed"]:
-    """Codes below 2^bits, lowest bit first, eight bits to a byte; the last byte of a row is filled up with zeros."""
+def to_stream(codes: UInt8[Tensor, "*batch count"], bits: int) -> UInt8[Tensor, "*batch stream"]:
+    """The single bits of codes below 2^bits, lowest first."""
     shifts = torch.arange(bits, device=codes.device, dtype=torch.uint8)
-    stream = ((codes[..., None] >> shifts) & 1).flatten(-2)
-    stream = torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)).unflatten(-1, (-1, 8))
-    places = torch.arange(8, device=codes.device, dtype=torch.uint8)
-    return (stream << places).sum(-1, dtype=torch.uint8)
+    return ((codes[..., None] >> shifts) & 1).flatten(-2)
+
+
+def from_stream(stream: UInt8[Tensor, "*batch stream"], bits: int) -> UInt8[Tensor, "*batch count"]:
+    """The inverse of `to_stream`."""
+    shifts = torch.arange(bits, device=stream.device, dtype=torch.uint8)
+    return (stream.unflatten(-1, (-1, bits)) << shifts).sum(-1, dtype=torch.uint8)
+
+
+def to_bytes(stream: UInt8[Tensor, "*batch stream"]) -> UInt8[Tensor, "*batch packed"]:
+    """Eight single bits to a byte; the last byte of a row is filled up with zeros."""
+    return from_stream(torch.nn.functional.pad(stream, (0, -stream.shape[-1] % 8)), 8)
+
+
+def pack(codes: UInt8[Tensor, "*batch count"], bits: int) -> UInt8[Tensor, "*batch packed"]:
+    """Codes below 2^bits without a gap between them."""
+    return to_bytes(to_stream(codes, bits))
 
 
 def unpack(packed: UInt8[Tensor, "*batch packed"], bits: int, count: int) -> UInt8[Tensor, "*batch count"]:
     """The inverse of `pack`."""
-    places = torch.arange(8, device=packed.device, dtype=torch.uint8)
-    stream = ((packed[..., None] >> places) & 1).flatten(-2)[..., : count * bits].unflatten(-1, (count, bits))
-    shifts = torch.arange(bits, device=packed.device, dtype=torch.uint8)
-    return (stream << shifts).sum(-1, dtype=torch.uint8)
+    return from_stream(to_stream(packed, 8)[..., : count * bits], bits)
 
 
 class Codes(NamedTuple):

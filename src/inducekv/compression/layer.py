@@ -1,6 +1,7 @@
 """Cache layers that hold fewer tokens than they have seen, and say so to nobody but attention."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -8,6 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
+
+
+@dataclass(frozen=True)
+class Seen:
+    """How attention saw the stored tokens: its scaling, and its mask `[batch, heads, queries, stored]` or None."""
+
+    scaling: float
+    mask: Tensor | None
 
 
 class CompressedLayer(DynamicLayer):
@@ -18,8 +27,8 @@ class CompressedLayer(DynamicLayer):
 
     Attributes:
         keys, values: `[batch, kv_heads, kept + new, head_dim]`.
-        positions: `[batch, kv_heads, kept]` int32: the place in the prompt of each kept token, ascending; -1 marks a
-            slot that a row does not use (rows of a batch may keep different numbers of tokens).
+        positions: `[batch, kv_heads, kept]` int32: the place in the prompt of each kept token; -1 marks a slot that a
+            row does not use (rows of a batch may keep different numbers of tokens).
         prompt: tokens the prompt had, padding included.
     """
 
@@ -27,8 +36,8 @@ class CompressedLayer(DynamicLayer):
 
     def __init__(
         self,
-        keys: Float[Tensor, "batch kv_heads kept head_dim"],
-        values: Float[Tensor, "batch kv_heads kept head_dim"],
+        keys: Float[Tensor, "batch kv_heads stored head_dim"],
+        values: Float[Tensor, "batch kv_heads stored head_dim"],
         positions: Int[Tensor, "batch kv_heads kept"],
         prompt: int,
         *,
@@ -60,6 +69,18 @@ class CompressedLayer(DynamicLayer):
     def tensors(self) -> list[Tensor]:
         """Every tensor this layer keeps."""
         return [x for x in (self.keys, self.values, self.positions) if x is not None]
+
+    def merged(
+        self, output: Float[Tensor, "batch heads queries head_dim"], queries: Callable[[], Tensor], seen: "Seen"
+    ) -> Float[Tensor, "batch heads queries head_dim"] | None:
+        """Attention's output with what else the layer remembers (methods that keep a state); None: nothing else.
+
+        Args:
+            output: of attention over the kept tokens, before the output projection.
+            queries: makes the queries, `[batch, heads, queries, head_dim]`, after rotary embedding.
+            seen: how attention saw the kept tokens.
+        """
+        return None
 
     def mask(self, mask: Tensor | None, queries: int, heads: int, device: torch.device) -> Tensor | None:
         """A mask over all tokens seen, cut down to those stored here.

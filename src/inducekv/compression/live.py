@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +19,9 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from inducekv.compression.base import Compression
-from inducekv.compression.layer import CompressedLayer, kept_from
+from inducekv.compression.layer import CompressedLayer, Seen, kept_from
 from inducekv.compression.prompt import LayerPrompt
+from inducekv.compression.queries import RotaryTables, project_queries
 from inducekv.encoded import Encoded
 from inducekv.families import Family, family_of
 
@@ -104,6 +106,7 @@ class _Reading:
     real: Bool[Tensor, "batch tokens"] | None = None
     position_ids: Int[Tensor, "axes _ tokens"] | None = None
     past: int = 0
+    now: tuple[CompressedLayer, Tensor, Tensor | None, Any] | None = None
     prompts: list[LayerPrompt] = field(default_factory=list)
     measures: list[Tensor] = field(default_factory=list)
 
@@ -194,11 +197,29 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
         layer, mask = cache.layers[index], kwargs.get("attention_mask")
         if isinstance(layer, CompressedLayer):
             heads = reading.text_model.config.num_attention_heads
-            return args, {**kwargs, "attention_mask": layer.mask(mask, hidden.shape[1], heads, hidden.device)}
+            mask = layer.mask(mask, hidden.shape[1], heads, hidden.device)
+            reading.now = (layer, hidden, mask, kwargs.get("position_embeddings"))
+            return args, {**kwargs, "attention_mask": mask}
         if mask is not None and layer.is_sliding:  # whose mask may have been made for a compressed layer's length
             stored = layer.get_mask_sizes(_query_length(hidden, kwargs))[0]
             return args, {**kwargs, "attention_mask": mask[..., -stored:]}
         return None
+
+    def merge(attention: nn.Module, projection: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Before the output projection of a layer: add what the layer remembers of evicted tokens."""
+        if reading.now is None:
+            return None
+        (layer, hidden, mask, tables), reading.now = reading.now, None
+        width = layer.keys.shape[-1]
+        output = args[0].unflatten(-1, (-1, width)).transpose(1, 2)
+
+        def queries() -> Tensor:
+            made = project_queries(attention, hidden, width).transpose(1, 2)
+            return RotaryTables.of(reading.text_model, attention.layer_idx, tables).turn(made)  # type: ignore[arg-type]
+
+        scaling = float(getattr(attention, "scaling", None) or width**-0.5)
+        merged = layer.merged(output, queries, Seen(scaling, mask))
+        return None if merged is None else (merged.transpose(1, 2).flatten(2).to(args[0].dtype), *args[1:])
 
     def compress(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden, cache = _arguments(args, kwargs)
@@ -232,6 +253,7 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
         for module in modules:
             hooks.append(module.register_forward_pre_hook(cut_mask, with_kwargs=True))
             hooks.append(module.register_forward_hook(compress, with_kwargs=True))
+            hooks.append(module.o_proj.register_forward_pre_hook(partial(merge, module)))
         hooks.append(reading.text_model.register_forward_hook(compress_all, with_kwargs=True))
         yield
     finally:
