@@ -119,4 +119,4 @@ def test_numbers_that_cannot_be_stored_are_refused():
     with pytest.raises(ValueError, match="not finite"):
         quantise(torch.tensor([[float("nan")]]), "int8")
     with pytest.raises(ValueError, match="one of"):
-        quantise(torch.zeros(1, 1), "int3")
+        quantise(torch.zeros(1, 1), "int5")

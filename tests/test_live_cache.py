@@ -4,7 +4,7 @@ The reference is one plain forward pass over prompt and generated tokens, withou
 tokens may not look at what the method evicted: the same positions, the same weights, none of the machinery under test.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,15 +22,17 @@ from inducekv.compression import (
     KVPressScorer,
     LiveCompression,
     PrefixKV,
+    RetentiveKV,
     RotateKV,
     ShiftKV,
+    SphericalKV,
     WindowKV,
     cache_bytes,
 )
 from inducekv.examples import Example
-from inducekv.rendering import render
 from test_family_parity import answered, example, reference
 from test_parity import TOLERANCE, inputs_of, memory_of
+
 
 class KNorm:
     """Scores as kvpress's scorers do: `score(module, hidden_states, keys, values, attentions, kwargs)`."""
@@ -55,7 +57,7 @@ FAMILIES = list(tiny_families.MODELS)
 
 @contextmanager
 def hidden_from(backbone: Backbone, kept: list[Tensor | None], prompt: int) -> Iterator[None]:
-    """Tokens from place `prompt` on see, in each layer and KV head, only `kept` (`[kv_heads, prompt]`) of the prompt."""
+    """Tokens from place `prompt` on see only `kept` of the prompt, `[kv_heads, prompt]` for each layer."""
 
     def hide(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         seen, length = kept[module.layer_idx], kwargs["hidden_states"].shape[1]
@@ -244,7 +246,9 @@ def test_the_prompts_own_attention_is_what_the_model_computed(name: str) -> None
     weights: list[Tensor] = []
     before = backbone.text_model.config._attn_implementation
     backbone.text_model.set_attn_implementation("eager")
-    hooks = [x.self_attn.register_forward_hook(lambda m, a, o: weights.append(o[1])) for x in backbone.text_model.layers]
+    hooks = [
+        x.self_attn.register_forward_hook(lambda m, a, o: weights.append(o[1])) for x in backbone.text_model.layers
+    ]
     try:
         with Probe(3, proxies=8, groups=2)(backbone), torch.no_grad():
             backbone.model(**inputs, use_cache=True)
@@ -256,16 +260,38 @@ def test_the_prompts_own_attention_is_what_the_model_computed(name: str) -> None
         assert float((got - expected[:, :, -length:]).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize(("text", "kept"), [("", 1), ("a", 1)])
-def test_prompts_of_hardly_any_tokens(text: str, kept: int) -> None:
+ANY: dict[str, Callable[[Any], LiveCompression]] = {
+    **EVICTING,
+    "retentive_kv": RetentiveKV,
+    "retentive_kv_elu": lambda budget: RetentiveKV(budget, readout="elu", merge="sum", relevance=0.0),
+    "spherical_kv": SphericalKV,
+}
+"""Methods with a budget, those that change what attention gives out among them."""
+
+
+@pytest.mark.parametrize("method", ANY)
+@pytest.mark.parametrize("tokens", [1, 2])
+def test_prompts_of_hardly_any_tokens(method: str, tokens: int) -> None:
     backbone = tiny_families.model("llama")
-    rendered = render(backbone.processor, Example(text, None, ()), False, backbone._end_tokens())
-    inputs = {name: x[:, : max(1, len(text))] for name, x in rendered.inputs.items() if isinstance(x, Tensor)}
-    with ShiftKV(kept)(backbone):
+    ids = torch.tensor([[tiny.BOS, 40][:tokens]])
+    with ANY[method](1)(backbone):
+        logits, _, output = answered(backbone, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    assert torch.isfinite(logits).all()
+    assert output.past_key_values.get_seq_length() == tokens + 2
+    assert not isinstance(output.past_key_values.layers[0], CompressedLayer) or tokens > 1
+
+
+@pytest.mark.parametrize("method", ANY)
+def test_a_prompt_of_pictures_only(method: str) -> None:
+    backbone = tiny_families.model("llava")
+    inputs = inputs_of(backbone, [tiny.example(2, images=3, answer=False)])
+    pictures = inputs["input_ids"] == tiny.IMAGE
+    inputs["input_ids"] = inputs["input_ids"][pictures][None]
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    with ANY[method](0.5)(backbone):
         logits, _, output = answered(backbone, inputs)
     assert torch.isfinite(logits).all()
-    assert torch.equal(logits, answered(backbone, inputs)[0])
-    assert output.past_key_values.get_seq_length() == inputs["input_ids"].shape[1] + 2
+    assert isinstance(output.past_key_values.layers[-1], CompressedLayer)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -282,3 +308,72 @@ def test_eight_bits_change_hardly_anything_and_two_bits_take_less(name: str) -> 
         assert torch.equal(got[:, 0], before[:, 0]), "the prompt itself is read before it is quantised"
         sizes.append(cache_bytes(output.past_key_values))
     assert sizes[1] < sizes[0] < cache_bytes(whole.past_key_values)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("method", ["retentive_kv", "spherical_kv"])
+def test_states_and_codes_do_better_than_plain_eviction(method: str, name: str) -> None:
+    """The next token's logits come nearer to the full cache's, in rows of different length; beams run, too."""
+    backbone = tiny_families.model(name)
+    asked = [example(backbone, 1, False), example(backbone, 4, False)]
+    inputs, errors = inputs_of(backbone, asked), []
+    before, tokens, _ = answered(backbone, inputs)
+    for compression in (ANY[method](6), RetentiveKV(6, readout="none")):
+        with compression(backbone):
+            got, new, _ = answered(backbone, inputs)
+        errors.append((got - before)[:, 1][new[:, 0] == tokens[:, 0]].square().mean())
+        with compression(backbone):
+            beams, _, _ = answered(backbone, inputs, num_beams=2)
+        assert torch.isfinite(got).all() and torch.isfinite(beams).all()
+    assert errors[0] < errors[1]
+    with ANY[method](1.0)(backbone):
+        assert torch.equal(answered(backbone, inputs)[0], before)
+
+
+@pytest.mark.parametrize("method", ["retentive_kv", "retentive_kv_elu", "spherical_kv"])
+def test_padding_changes_nothing(method: str) -> None:
+    """A row of a padded batch gets the logits it gets alone."""
+    backbone = tiny_families.model("idefics3")
+    asked = [example(backbone, 1, False), example(backbone, 4, False)]
+    with ANY[method](0.5)(backbone):
+        both, new, _ = answered(backbone, inputs_of(backbone, asked))
+        for row in range(2):
+            alone, tokens, _ = answered(backbone, inputs_of(backbone, asked[row : row + 1]))
+            assert torch.equal(tokens[0], new[row])
+            assert (alone[0] - both[row]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("method", ANY)
+def test_a_budget_in_bytes_is_respected(method: str) -> None:
+    backbone = tiny_families.model("idefics3")
+    inputs = inputs_of(backbone, [tiny.example(2, images=3, answer=False)])
+    with torch.no_grad():
+        full = cache_bytes(backbone.model(**inputs, use_cache=True).past_key_values)
+        for share in (0.7, 0.9):
+            budget = int(full * share)
+            with ANY[method](f"{budget}B")(backbone):
+                taken = cache_bytes(backbone.model(**inputs, use_cache=True).past_key_values)
+            assert 0 < taken <= budget
+
+
+def test_layers_of_a_group_keep_the_same_windows() -> None:
+    backbone = tiny_families.model("idefics3")
+    inputs = inputs_of(backbone, [tiny.example(2, images=3, answer=False)])
+    with WindowKV(0.5, window=4, shared=2, beta=4.0, suffix=3)(backbone):
+        _, _, output = answered(backbone, inputs)
+    first, *others = [layer.positions for layer in output.past_key_values.layers]
+    assert torch.equal(others[0], others[1]) and first.shape[-1] > others[0].shape[-1]
+    assert torch.equal(first[:, :1].expand_as(first), first)
+
+
+def test_a_compressed_cache_forgets_new_tokens_but_not_the_prompt() -> None:
+    backbone = tiny_families.model("llama")
+    inputs = inputs_of(backbone, [example(backbone, 1, False)])
+    with ShiftKV(4)(backbone):
+        _, _, output = answered(backbone, inputs)
+    cache = output.past_key_values
+    before = cache.get_seq_length()
+    cache.crop(-1)
+    assert cache.get_seq_length() == before - 1 and cache.layers[0].keys.shape[2] == 4 + 1
+    with pytest.raises(ValueError, match="can forget the 1 tokens"):
+        cache.crop(-5)

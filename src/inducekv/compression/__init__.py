@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from inducekv.compression.attention_sum import AttentionSum
 from inducekv.compression.base import Compression
 from inducekv.compression.keep_answer import KeepAnswer
-from inducekv.compression.mean_pool import MeanPool
 from inducekv.compression.kvpress_scorer import KVPressScorer
 from inducekv.compression.layer import CompressedLayer, cache_bytes
 from inducekv.compression.live import LiveCompression
+from inducekv.compression.mean_pool import MeanPool
 from inducekv.compression.none import NoCompression
 from inducekv.compression.prefix_kv import PrefixKV, drop_ratios_of, mean_profile
 from inducekv.compression.retentive_kv import RetentiveKV

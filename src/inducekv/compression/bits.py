@@ -59,7 +59,7 @@ def encode(x: Float[Tensor, "*batch channels"], bits: int, *, group: int, clip: 
     """Codes of each row's successive groups of channels (RotateKV, specs section 5: asymmetric, clipped).
 
     The range of a group is `clip` times its smallest and largest number; a step is at least large enough that float16
-    holds it, so that a group of equal numbers is kept exactly. Steps and minima are rounded before codes are made.
+    holds it (2^-24). Steps and minima are rounded before codes are made.
 
     Args:
         bits: 2, 3, 4 or up to 8.
@@ -69,7 +69,7 @@ def encode(x: Float[Tensor, "*batch channels"], bits: int, *, group: int, clip: 
     grouped = x.float().unflatten(-1, (-1, group))
     low, high = (clip * f(grouped, dim=-1) for f in (torch.amin, torch.amax))
     low = low.to(torch.float16)
-    step = ((high - low.float()) / (2**bits - 1)).clamp_min(torch.finfo(torch.float16).smallest_normal)
+    step = ((high - low.float()) / (2**bits - 1)).clamp_min(2.0**-24)
     step = step.to(torch.float16)
     codes = ((grouped - low.float()[..., None]) / step.float()[..., None]).round().clamp(0, 2**bits - 1)
     return Codes(pack(codes.to(torch.uint8).flatten(-2), bits), torch.stack([step, low], -1))

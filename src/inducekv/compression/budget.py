@@ -30,7 +30,7 @@ def check_budget(budget: Budget, name: str = "budget") -> None:
         raise ValueError(f"{name} must be at least one token, got {budget}")
 
 
-def tokens_within(budget: Budget, tokens: int, bytes_per_token: float) -> int:
+def tokens_within(budget: Budget, tokens: int, bytes_per_token: int | float) -> int:
     """How many of `tokens` a budget allows, rounded down, but at least one where there is one.
 
     Args:

@@ -47,7 +47,7 @@ class CompressedLayer(DynamicLayer):
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
         self.positions, self.prompt = positions.to(torch.int32), prompt
-        self.is_sliding, self.sliding_window = sliding_window is not None, sliding_window  # type: ignore[misc]
+        self.is_sliding, self.sliding_window = sliding_window is not None, sliding_window
         self.new = 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:

@@ -124,18 +124,13 @@ class _Reading:
         tokens = next(x for x in given if isinstance(x, Tensor))
         batch, length = tokens.shape[:2]
         mask = self.given_mask if isinstance(self.given_mask, Tensor) else kwargs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape == (batch, length):
-            self.real = mask.bool().to(tokens.device)
-        else:
-            self.real = torch.ones(batch, length, dtype=torch.bool, device=tokens.device)
+        self.real = _real(mask, batch, length, tokens.device)
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(length, device=tokens.device)[None]
         self.position_ids = positions.reshape(-1, *positions.shape[-2:])[-3:]
 
-    def prompt(
-        self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any], layer: Any, output: Any
-    ) -> LayerPrompt:
+    def prompt(self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any], layer: Any, output: Any) -> LayerPrompt:
         """What is known of one layer, after its attention."""
         assert self.real is not None
         if not bool(self.real[:, -1].all()):
@@ -299,6 +294,19 @@ def _replace(cache: Cache, method: LiveCompression, prompts: list[LayerPrompt], 
         made = method.store(prompt, measure, positions)
         if made is not None:
             cache.layers[prompt.layer] = made
+
+
+def _real(mask: Any, batch: int, length: int, device: torch.device) -> Bool[Tensor, "batch tokens"]:
+    """Which tokens of a prompt are real: those its mask has, or (masks made already) those its last token sees."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if isinstance(mask, Tensor) and mask.shape == (batch, length):
+        return mask.bool().to(device)
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] >= length:
+        last = mask[:, 0, -1, :length].to(device)
+        last = last if last.dtype == torch.bool else last > torch.finfo(torch.float16).min / 2
+        return last.expand(batch, -1)
+    return torch.ones(batch, length, dtype=torch.bool, device=device)
 
 
 def _only_positions(kwargs: dict[str, Any]) -> dict[str, Any]:

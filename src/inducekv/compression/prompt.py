@@ -106,7 +106,9 @@ class LayerPrompt:
         made = made.expand(positions.shape[0], -1, -1, -1)
         return RotaryTables.anywhere(self.text_model, self.layer, positions, made).turn(made)
 
-    def logits(self, queries: Float[Tensor, "batch heads queries head_dim"]) -> Float[Tensor, "batch heads queries stored"]:
+    def logits(
+        self, queries: Float[Tensor, "batch heads queries head_dim"]
+    ) -> Float[Tensor, "batch heads queries stored"]:
         """Scaled (and capped, where the layer does) logits in float32 over the stored keys; nothing is hidden yet."""
         groups = queries.shape[1] // self.keys.shape[1]
         grouped = queries.unflatten(1, (-1, groups)).flatten(2, 3)

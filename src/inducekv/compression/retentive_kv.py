@@ -27,9 +27,9 @@ class RetentiveKV(Selection):
     """Keeps tokens by attention and its entropy, and absorbs the others into a visual and a recall state.
     **Reconstruction** of RetentiveKV (ACL 2026 Findings).
 
-    Of the paper only four formulas on its project page are known: the score R = lambda alpha + (1 - lambda) H, the state
-    S <- H S + A k^T v, the two states, and O = O_local + O_S. All else is reconstructed (specs section 2), and no result
-    obtained with it reproduces the paper: alpha and H (attention that a token received from the last text queries, and
+    Of the paper only four formulas on its project page are known: the score R = lambda alpha + (1 - lambda) H, the
+    state S <- H S + A k^T v, the two states, and O = O_local + O_S. All else is reconstructed (specs section 2), and no
+    result obtained with it reproduces the paper: alpha and H (attention that a token received from the last text queries, and
     the entropy of who gave it), the gates, the decay with distance from the best patch that an image kept, the readout
     and the merge. Only the prompt is absorbed; tokens that follow it are kept whole. CHOICE: image patches are taken to
     lie on the nearest square grid, in raster order.
@@ -105,7 +105,10 @@ class RetentiveKV(Selection):
         left = parse_bytes(self.budget) - prompt.layers * heads * 2 * 4 * (width * width + 3 * width + 1)
         each, lengths = bytes_per_token(prompt), prompt.lengths
         whole = [super(RetentiveKV, self).counts(prompt)[i] == n for i, n in enumerate(lengths)]
-        counts = [int(n) if w else tokens_within(f"{max(1, left)}", int(n), each) for n, w in zip(lengths, whole)]
+        counts = [
+            int(n) if all_stay else tokens_within(f"{max(1, left)}", int(n), each)
+            for n, all_stay in zip(lengths, whole, strict=True)
+        ]
         return torch.tensor(counts, device=lengths.device)
 
     # -- states
@@ -194,7 +197,10 @@ class _State:
         if method.relevance is not None:
             cosine = torch.nn.functional.cosine_similarity(queries, direction[:, :, None], dim=-1)
             gate = torch.sigmoid((cosine - method.relevance) / 0.1)
-            log_mass, output = log_mass + gate.log(), output if method.merge == "denominators" else output * gate[..., None]
+            log_mass, output = (
+                log_mass + gate.log(),
+                output if method.merge == "denominators" else output * gate[..., None],
+            )
         log_mass = log_mass.masked_fill(empty[..., None], -torch.inf)
         return log_mass, output.masked_fill(empty[..., None, None], 0)
 

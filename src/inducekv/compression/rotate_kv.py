@@ -92,7 +92,7 @@ class RotateKV(LiveCompression):
         return torch.zeros_like(prompt.stored).scatter(1, largest, True) & prompt.stored
 
     def store(self, prompt: LayerPrompt, measure: Tensor, chosen: Positions) -> DynamicLayer | None:
-        batch, heads, stored, width = prompt.keys.shape
+        _, heads, stored, width = prompt.keys.shape
         if chosen is None:
             places = torch.arange(stored, device=prompt.keys.device)
             chosen = torch.where(prompt.stored, places, -1)[:, None].expand(-1, heads, -1)
@@ -119,9 +119,18 @@ class RotateKV(LiveCompression):
         slots = slots.masked_fill(~whole, -1).sort(-1).values[..., whole.shape[-1] - most :]
         sink_keys, sink_values = kept_from(keys, values, slots)
         prefix = RotatedPrefix(
-            key_codes, value_codes, self.bits, width, together, order, in_prompt.to(torch.int32), source, slots.to(torch.int32),
-            sink_keys, sink_values,
-        )  # fmt: skip
+            key_codes,
+            value_codes,
+            self.bits,
+            width,
+            together,
+            order,
+            in_prompt.to(torch.int32),
+            source,
+            slots.to(torch.int32),
+            sink_keys,
+            sink_values,
+        )
         empty = prompt.keys[:, :, :0]
         return CodedLayer(prefix, empty, in_prompt, prompt.tokens, sliding_window=prompt.sliding_window)
 

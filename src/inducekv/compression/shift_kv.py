@@ -95,7 +95,9 @@ class ShiftKV(Selection):
         logits = logits.masked_fill(~prompt.stored[:, None, None], -torch.inf)
         return prompt.by_kv_head(logits.softmax(-1))
 
-    def _votes(self, mass: Float[Tensor, "batch kv_heads groups stored"]) -> Bool[Tensor, "batch kv_heads groups stored"]:
+    def _votes(
+        self, mass: Float[Tensor, "batch kv_heads groups stored"]
+    ) -> Bool[Tensor, "batch kv_heads groups stored"]:
         """The keys that each group votes for: the largest, as long as their sum stays within the nucleus."""
         ordered, order = mass.sort(dim=-1, descending=True, stable=True)
         total = ordered.cumsum(-1)

@@ -57,8 +57,8 @@ class SphericalKV(LiveCompression):
     codes, and for each token and head a joint choice of keep and precision under one budget, by estimated utility.
     All else is reconstructed (specs section 6), and no result obtained with it reproduces the paper: the recursive
     polar codes are those of PolarQuant; utility is the attention of the last queries, smoothed over neighbours;
-    distortions are estimated from the tiers' errors on normal keys, and one price of a byte, found by bisection, chooses
-    the tiers. CHOICES for a plain cache: all KV heads of a layer hold the same number of tokens in each tier (which
+    distortions are estimated from the tiers' errors on normal keys, and one price of a byte, found by bisection,
+    chooses the tiers. CHOICES for a plain cache: all KV heads of a layer hold the same number of tokens in each tier (which
     tokens, each decides itself), and values are rotated and quantised like RotateKV's. Keys and queries are spread by
     random signs and a Walsh-Hadamard rotation first, which leaves logits as they are.
 
@@ -114,8 +114,9 @@ class SphericalKV(LiveCompression):
             each = bytes_per_token(prompts[0]) / len(prompts)
             whole = sum(int(p.lengths[row]) for p in prompts) * each
             tokens = int(max(int(p.lengths[row]) for p in prompts))
-            allowed = parse_bytes(self.budget) if isinstance(self.budget, str) else None
-            if allowed is None:
+            if isinstance(self.budget, str):
+                allowed = float(parse_bytes(self.budget))
+            else:
                 allowed = tokens_within(self.budget, tokens, 1) / tokens * whole
             everything = allowed >= whole
             rows = [_Row.of(p, m, row) for p, m in zip(prompts, measures, strict=True)]
@@ -303,5 +304,7 @@ class SphericalPrefix:
         return [self.keys, self.values, *(x for c in self.coded for x in (*c.keys, *c.values))]
 
     def rows(self, change: Callable[[Tensor], Tensor]) -> "SphericalPrefix":
-        coded = tuple(_Coded(c.tier, PolarCodes(*map(change, c.keys)), Codes(*map(change, c.values))) for c in self.coded)
+        coded = tuple(
+            _Coded(c.tier, PolarCodes(*map(change, c.keys)), Codes(*map(change, c.values))) for c in self.coded
+        )
         return dataclasses.replace(self, keys=change(self.keys), values=change(self.values), coded=coded)

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inducekv.compression.budget import tokens_within
-from inducekv.compression.prompt import LayerPrompt
 from inducekv.compression.live import Positions
+from inducekv.compression.prompt import LayerPrompt
 from inducekv.compression.select import Selection, bytes_per_token, gathered, scores_of
 from inducekv.encoded import Encoded
 
@@ -21,9 +21,9 @@ Task = Literal["localisation", "aggregation"]
 class WindowKV(Selection):
     """Windows of successive tokens, scored by the prompt's last queries (WindowKV, arXiv 2503.17922; specs section 4).
 
-    The first layer of a group (the first without a sliding window) scores its windows; all layers of the group keep the same ones, whole, and the suffix.
-    First groups keep more than last ones (arithmetic pyramid). Unlike the published code the budget counts the suffix
-    too, KV heads are not expanded, and windows stay in the prompt's order. CHOICES: a model's layers fall into groups
+    The first layer of a group (the first without a sliding window) scores its windows; all layers of the group keep
+    the same ones, whole, and the suffix. First groups keep more than last ones (arithmetic pyramid). Unlike the
+    published code the budget counts the suffix too, KV heads are not expanded, and windows stay in the prompt's order. CHOICES: a model's layers fall into groups
     of nearly equal size where `shared` does not divide them; lowest windows are dropped until the rest fits; a suffix
     never takes more than half of the budget.
 
