@@ -28,11 +28,11 @@ class RetentiveKV(Selection):
     **Reconstruction** of RetentiveKV (ACL 2026 Findings).
 
     Of the paper only four formulas on its project page are known: the score R = lambda alpha + (1 - lambda) H, the
-    state S <- H S + A k^T v, the two states, and O = O_local + O_S. All else is reconstructed (specs section 2), and no
-    result obtained with it reproduces the paper: alpha and H (attention that a token received from the last text queries, and
-    the entropy of who gave it), the gates, the decay with distance from the best patch that an image kept, the readout
-    and the merge. Only the prompt is absorbed; tokens that follow it are kept whole. CHOICE: image patches are taken to
-    lie on the nearest square grid, in raster order.
+    state S <- H S + A k^T v, the two states, and O = O_local + O_S. All else is reconstructed (specs section 2), and
+    no result obtained with it reproduces the paper: alpha and H (attention that a token received from the last text
+    queries, and the entropy of who gave it), the gates, the decay with distance from the best patch that an image
+    kept, the readout and the merge. Only the prompt is absorbed; tokens that follow it are kept whole. CHOICE: image
+    patches are taken to lie on the nearest square grid, in raster order.
 
     The states are float32 and do not count when the budget is in tokens or a fraction: they take as many bytes as
     about `2 * head_dim` tokens in float32, and `cache_bytes` counts them. A budget in bytes includes them.

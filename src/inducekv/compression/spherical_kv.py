@@ -58,9 +58,9 @@ class SphericalKV(LiveCompression):
     All else is reconstructed (specs section 6), and no result obtained with it reproduces the paper: the recursive
     polar codes are those of PolarQuant; utility is the attention of the last queries, smoothed over neighbours;
     distortions are estimated from the tiers' errors on normal keys, and one price of a byte, found by bisection,
-    chooses the tiers. CHOICES for a plain cache: all KV heads of a layer hold the same number of tokens in each tier (which
-    tokens, each decides itself), and values are rotated and quantised like RotateKV's. Keys and queries are spread by
-    random signs and a Walsh-Hadamard rotation first, which leaves logits as they are.
+    chooses the tiers. CHOICES for a plain cache: all KV heads of a layer hold the same number of tokens in each tier
+    (which tokens, each decides itself), and values are rotated and quantised like RotateKV's. Keys and queries are
+    spread by random signs and a Walsh-Hadamard rotation first, which leaves logits as they are.
 
     Attention reads decoded keys here: this saves memory, and only a fused kernel (`polar.polar_logits` is what it would
     compute) could save time. A payload is rounded to the codes' precision; the memory file still stores it in

@@ -23,9 +23,9 @@ class WindowKV(Selection):
 
     The first layer of a group (the first without a sliding window) scores its windows; all layers of the group keep
     the same ones, whole, and the suffix. First groups keep more than last ones (arithmetic pyramid). Unlike the
-    published code the budget counts the suffix too, KV heads are not expanded, and windows stay in the prompt's order. CHOICES: a model's layers fall into groups
-    of nearly equal size where `shared` does not divide them; lowest windows are dropped until the rest fits; a suffix
-    never takes more than half of the budget.
+    published code the budget counts the suffix too, KV heads are not expanded, and windows stay in the prompt's
+    order. CHOICES: a model's layers fall into groups of nearly equal size where `shared` does not divide them; lowest
+    windows are dropped until the rest fits; a suffix never takes more than half of the budget.
 
     Payloads hold the same number of tokens in all layers: there is no pyramid for them, and windows are cut to fit.
 
