@@ -14,7 +14,8 @@ from inducekv.compression import (
     dequantise,
     quantise,
 )
-from inducekv.compression.storage import pack, stored_width, unpack
+from inducekv.compression.bits import pack, unpack
+from inducekv.compression.storage import stored_width
 from inducekv.config import InduceKVConfig
 from inducekv.encoded import ANSWER, IMAGE, TEXT, Encoded
 
@@ -140,4 +141,4 @@ def test_numbers_that_cannot_be_stored_are_refused():
     with pytest.raises(ValueError, match="not finite"):
         quantise(torch.tensor([[float("nan")]]), "int8")
     with pytest.raises(ValueError, match="one of"):
-        quantise(torch.zeros(1, 1), "int3")
+        quantise(torch.zeros(1, 1), "int5")

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inducekv import memory_file
-from inducekv.compression.storage import quantise, unpack
+from inducekv.compression.bits import unpack
+from inducekv.compression.storage import quantise
 from inducekv.config import InduceKVConfig, PayloadDtype
 from inducekv.encoded import Encoded
 from inducekv.entry import TEXT_LIMIT, Entry, Layout, Payload

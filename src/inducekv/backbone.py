@@ -1,10 +1,11 @@
 """A frozen Hugging Face vision-language model with its processor: encode, score answers, generate."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float32
@@ -32,6 +33,9 @@ from inducekv.progress import SILENT, Progress
 from inducekv.rendering import Batch, Prepared, Rendered, pad, render
 from inducekv.rope import shift_keys
 from inducekv.scoring import Scores, answer_nll
+
+if TYPE_CHECKING:
+    from inducekv.compression import LiveCompression
 
 WHERE_TO_LOAD = ("revision", "subfolder", "cache_dir", "token", "local_files_only", "force_download")
 """Options of `from_pretrained` that say which files, for the configuration and the processor too."""
@@ -193,6 +197,7 @@ class Backbone:
         key_pool: KeyPool = "last",
         batch_size: int = 32,
         progress: Progress = SILENT,
+        scorer: "LiveCompression | None" = None,
     ) -> list[Encoded]:
         """One frozen pass over question and answer of every example, each encoded alone (InduceKV, specs section 1).
 
@@ -200,6 +205,7 @@ class Backbone:
             examples: each with an answer.
             key_layer: hidden state of the retrieval key, 0 (embeddings) to `layers`; -1: the last; None: the middle.
             key_pool: `"last"` token before the answer, or `"mean"` over all of them.
+            scorer: a compression that selects tokens; its scores go into `Encoded.scores`.
 
         Raises:
             ValueError: as `prepare`, and for a `key_layer` out of range.
@@ -209,8 +215,10 @@ class Backbone:
         progress.start("encoding examples", prepared.count)
         for batch in prepared.batches:
             before = self._text_inputs(batch.inputs)
-            with attached(self, None), tapped(self.text_model, key_layer) as hidden_of:
+            measuring = nullcontext() if scorer is None else scorer.measuring(self)
+            with attached(self, None), tapped(self.text_model, key_layer) as hidden_of, measuring as measured:
                 output = self.text_model(**before, past_key_values=DynamicCache(), use_cache=True)
+            scores = None if measured is None else torch.stack(measured, 1).float()
             real = batch.inputs["attention_mask"].bool()
             keys = pooled_key(hidden_of(output), key_pool, real & ~batch.answer_mask)
             kinds = kinds_of(batch, self._image_token)
@@ -229,6 +237,7 @@ class Backbone:
                     kinds=kinds[i][real[i]],
                     span=int(last[i] - first[i]) + 1,
                     answer_length=int(batch.answer_lengths[i]),
+                    scores=None if scores is None else scores[i][:, :, real[i]],
                 )
             progress.advance(len(batch.rows))
         progress.stop()

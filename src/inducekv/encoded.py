@@ -22,6 +22,8 @@ class Encoded:
         kinds: `[tokens]` int8: `TEXT`, `IMAGE` or `ANSWER`.
         span: positions the example occupies (fewer than its tokens where a family packs image tokens).
         answer_length: answer tokens the example had, its end-of-turn token included; 0 if it had no answer.
+        scores: `[layers, kv_heads, tokens]` float32: what a compression measured while the example was encoded
+            (`Backbone.encode(..., scorer=)`), for methods that select tokens; or None.
     """
 
     key: Float32[Tensor, "hidden"]
@@ -30,6 +32,7 @@ class Encoded:
     kinds: Int8[Tensor, "tokens"]
     span: int
     answer_length: int
+    scores: Float32[Tensor, "layers kv_heads tokens"] | None = None
 
     @property
     def tokens(self) -> int:
@@ -42,6 +45,7 @@ class Encoded:
         if chosen.dtype == torch.bool:
             chosen = chosen.nonzero().flatten()
         kinds = self.kinds[chosen.to(self.kinds.device)]
+        scores = None if self.scores is None else self.scores[:, :, chosen.to(self.scores.device)]
         return Encoded(
-            self.key, self.keys[:, :, chosen], self.values[:, :, chosen], kinds, self.span, self.answer_length
+            self.key, self.keys[:, :, chosen], self.values[:, :, chosen], kinds, self.span, self.answer_length, scores
         )

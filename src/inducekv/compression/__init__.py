@@ -3,11 +3,22 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from inducekv.compression.attention_sum import AttentionSum
 from inducekv.compression.base import Compression
 from inducekv.compression.keep_answer import KeepAnswer
+from inducekv.compression.kvpress_scorer import KVPressScorer
+from inducekv.compression.layer import CompressedLayer, cache_bytes
+from inducekv.compression.live import LiveCompression
 from inducekv.compression.mean_pool import MeanPool
 from inducekv.compression.none import NoCompression
+from inducekv.compression.prefix_kv import PrefixKV, drop_ratios_of, mean_profile
+from inducekv.compression.retentive_kv import RetentiveKV
+from inducekv.compression.rotate_kv import RotateKV
+from inducekv.compression.select import Selection
+from inducekv.compression.shift_kv import ShiftKV
+from inducekv.compression.spherical_kv import SphericalKV
 from inducekv.compression.storage import STORAGE_DTYPES, Stored, dequantise, quantise
+from inducekv.compression.window_kv import WindowKV
 
 if TYPE_CHECKING:
     from inducekv.config import InduceKVConfig
@@ -36,12 +47,26 @@ def compression_named(config: "InduceKVConfig") -> Compression:
 __all__ = [
     "COMPRESSIONS",
     "STORAGE_DTYPES",
+    "AttentionSum",
+    "CompressedLayer",
     "Compression",
+    "KVPressScorer",
     "KeepAnswer",
+    "LiveCompression",
     "MeanPool",
     "NoCompression",
+    "PrefixKV",
+    "RetentiveKV",
+    "RotateKV",
+    "Selection",
+    "ShiftKV",
+    "SphericalKV",
     "Stored",
+    "WindowKV",
+    "cache_bytes",
     "compression_named",
     "dequantise",
+    "drop_ratios_of",
+    "mean_profile",
     "quantise",
 ]

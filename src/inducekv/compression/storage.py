@@ -3,9 +3,10 @@
 from typing import NamedTuple, get_args
 
 import torch
-from jaxtyping import Float, Num, UInt8
+from jaxtyping import Float, Num
 from torch import Tensor
 
+from inducekv.compression.bits import pack, packed_bytes, unpack
 from inducekv.config import PayloadDtype
 
 STORAGE_DTYPES: dict[str, torch.dtype] = {
@@ -38,8 +39,7 @@ class Stored(NamedTuple):
 
 def stored_width(head_dim: int, dtype: PayloadDtype | str) -> int:
     """Elements of the storage dtype that `head_dim` numbers take: bytes hold several codes of 4 or 2 bits."""
-    each = 8 // BITS.get(dtype, 8)
-    return -(-head_dim // each)
+    return packed_bytes(head_dim, BITS.get(dtype, 8))
 
 
 def quantise(tensor: Float[Tensor, "*tokens head_dim"], dtype: PayloadDtype | str) -> Stored:
@@ -69,7 +69,7 @@ def quantise(tensor: Float[Tensor, "*tokens head_dim"], dtype: PayloadDtype | st
     codes = (ratios - offset).round().clamp(-largest - offset, largest - offset)
     if dtype == "int8":
         return Stored(codes.to(torch.int8), scales)
-    return Stored(pack(codes + largest + offset, BITS[dtype]), scales)
+    return Stored(pack((codes + largest + offset).to(torch.uint8), BITS[dtype]), scales)
 
 
 def dequantise(
@@ -89,21 +89,3 @@ def dequantise(
     else:
         numbers = values.to(torch.float32)
     return numbers if scales is None else numbers * scales.to(torch.float32).unsqueeze(-1)
-
-
-def pack(codes: Num[Tensor, "*tokens head_dim"], bits: int) -> UInt8[Tensor, "*tokens stored"]:
-    """Codes from 0 to 2^bits - 1, several to a byte, the first in the lowest bits; the last byte is filled with 0."""
-    each = 8 // bits
-    padded = torch.nn.functional.pad(codes.to(torch.uint8), (0, -codes.shape[-1] % each))
-    groups = padded.unflatten(-1, (-1, each))
-    packed = groups[..., 0]
-    for place in range(1, each):
-        packed = packed | (groups[..., place] << (bits * place))
-    return packed.contiguous()
-
-
-def unpack(packed: UInt8[Tensor, "*tokens stored"], bits: int, head_dim: int) -> UInt8[Tensor, "*tokens head_dim"]:
-    """The inverse of `pack`."""
-    each, most = 8 // bits, 2**bits - 1
-    codes = torch.stack([(packed >> (bits * place)) & most for place in range(each)], -1)
-    return codes.flatten(-2)[..., :head_dim]

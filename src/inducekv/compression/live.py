@@ -1,0 +1,319 @@
+"""Compressing the cache of a generation while it runs: the hooks that every live method shares.
+
+The prompt is read as ever. Right after a layer's attention has read it, the layer's keys and values are replaced by
+what the method keeps; later tokens find a mask cut down to that, and go on at the prompt's true positions. All is done
+by hooks on the attention modules, so that any attention function, memory attached or not, works unchanged.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from inducekv.compression.base import Compression
+from inducekv.compression.layer import CompressedLayer, Seen, kept_from
+from inducekv.compression.prompt import LayerPrompt
+from inducekv.compression.queries import RotaryTables, project_queries
+from inducekv.encoded import Encoded
+from inducekv.families import Family, family_of
+
+if TYPE_CHECKING:
+    from inducekv.backbone import Backbone
+
+Positions = Int[Tensor, "batch kv_heads kept"] | None
+"""Places among the stored tokens that stay, ascending, -1 for unused slots; None: all of them."""
+
+
+@dataclass(frozen=True)
+class LiveCompression(Compression):
+    """A method that compresses the cache of a live generation: `with method(model): model.generate(**inputs)`.
+
+    A method says in three steps what becomes of a prompt: `measure` looks at each layer right after its attention;
+    `choose` decides which tokens stay; `store` makes the cache layer.
+
+    The object holds no state between calls, and one may serve several models at once.
+    """
+
+    @property
+    def whole_prompt(self) -> bool:
+        """Whether `choose` needs the measures of all layers at once; until then all of them keep their full cache."""
+        return False
+
+    @abstractmethod
+    def measure(self, prompt: LayerPrompt) -> Float[Tensor, "batch kv_heads stored"]:
+        """How much each stored token matters (higher: keep)."""
+
+    @abstractmethod
+    def choose(self, prompts: list[LayerPrompt], measures: list[Tensor]) -> list[Positions]:
+        """Which tokens of each layer stay. One layer at a time, in order, unless `whole_prompt`."""
+
+    def store(self, prompt: LayerPrompt, measure: Tensor, chosen: Positions) -> DynamicLayer | None:
+        """The layer's new cache; None leaves the layer as it is."""
+        if chosen is None:
+            return None
+        keys, values = kept_from(prompt.keys, prompt.values, chosen)
+        places = torch.where(chosen >= 0, chosen + prompt.offset, -1)
+        return CompressedLayer(keys, values, places, prompt.tokens, sliding_window=prompt.sliding_window)
+
+    def compress(self, encoded: Encoded) -> Encoded:
+        raise TypeError(f"{type(self).__name__} compresses live caches only, not payloads")
+
+    def __call__(self, model: "nn.Module | Backbone") -> AbstractContextManager[None]:
+        """While open, every prompt that `model` reads leaves a compressed cache behind.
+
+        `generate` works as always: greedy, sampling, beams, batches padded on the left, several pictures. A prompt read
+        in chunks is compressed after its first one. Tokens that follow the prompt are kept whole. Contexts of other
+        compressions may not be nested; `attached` (memory) may, either way round, and memory is not compressed.
+
+        Raises:
+            ValueError: the model's family is not supported, another compression is open on it, its attention is
+                neither `sdpa` nor `eager`, or (while generating) a batch is padded on the right or the cache is static.
+        """
+        whole = getattr(model, "model", model) if hasattr(model, "text_model") else model
+        return _compressing(self, whole)  # type: ignore[arg-type]
+
+    def measuring(self, model: "nn.Module | Backbone") -> AbstractContextManager[list[Tensor]]:
+        """While open, the measures of every layer of the prompt read last, `[batch, kv_heads, tokens]` each.
+
+        Caches stay whole: this is how payloads get their `Encoded.scores`.
+        """
+        whole = getattr(model, "model", model) if hasattr(model, "text_model") else model
+        return _measuring(self, whole)  # type: ignore[arg-type]
+
+
+OPEN: dict[int, LiveCompression] = {}
+"""Compressions open now, by `id` of the model."""
+
+
+@dataclass
+class _Reading:
+    """What the hooks share while a context is open."""
+
+    family: Family
+    model: Any
+    text_model: Any
+    layers: int
+    ids: Tensor | None = None
+    given_mask: Any = None
+    real: Bool[Tensor, "batch tokens"] | None = None
+    position_ids: Int[Tensor, "axes _ tokens"] | None = None
+    past: int = 0
+    now: tuple[CompressedLayer, Tensor, Tensor | None, Any] | None = None
+    prompts: list[LayerPrompt] = field(default_factory=list)
+    measures: list[Tensor] = field(default_factory=list)
+
+    def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.ids = kwargs.get("input_ids", args[0] if args else None)
+        self.given_mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+
+    def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.prompts, self.measures = [], []
+        cache = kwargs.get("past_key_values")
+        self.past = 0 if cache is None else int(cache.get_seq_length())
+        if self.past:
+            return
+        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
+        tokens = next(x for x in given if isinstance(x, Tensor))
+        batch, length = tokens.shape[:2]
+        mask = self.given_mask if isinstance(self.given_mask, Tensor) else kwargs.get("attention_mask")
+        self.real = _real(mask, batch, length, tokens.device)
+        positions = kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(length, device=tokens.device)[None]
+        self.position_ids = positions.reshape(-1, *positions.shape[-2:])[-3:]
+
+    def prompt(self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any], layer: Any, output: Any) -> LayerPrompt:
+        """What is known of one layer, after its attention."""
+        assert self.real is not None
+        if not bool(self.real[:, -1].all()):
+            raise ValueError("compression needs batches padded on the left (processor.tokenizer.padding_side = 'left')")
+        batch = hidden.shape[0]
+        real = self.real.to(hidden.device)
+        image = None if self.family.image_token is None else int(getattr(self.model.config, self.family.image_token))
+        images = torch.zeros_like(real)
+        if image is not None and self.ids is not None and self.ids.shape == real.shape:
+            images = self.ids.to(hidden.device) == image
+        assert self.position_ids is not None
+        positions = self.position_ids.to(hidden.device).expand(-1, batch, -1)
+        index: int = module.layer_idx  # type: ignore[assignment]
+        return LayerPrompt(
+            index,
+            self.layers,
+            layer.keys,
+            layer.values,
+            real,
+            images,
+            positions,
+            hidden,
+            output[1] if isinstance(output, tuple) else None,
+            module,
+            self.text_model,
+            kwargs,
+        )
+
+
+def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
+    """The hidden states and the cache that an attention module was called with."""
+    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    return hidden, kwargs.get("past_key_values")
+
+
+def _reading(model: nn.Module) -> _Reading:
+    family = family_of(model)
+    text = family.text(model)
+    kernel = str(text.config._attn_implementation)
+    if not kernel.endswith(("sdpa", "eager")):
+        raise ValueError(
+            f"attention implementation {kernel!r} takes no mask for a compressed cache; "
+            "load the model with attn_implementation='sdpa' or 'eager'"
+        )
+    return _Reading(family, model, text, len(text.layers))
+
+
+@contextmanager
+def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
+    reading = _reading(model)
+    if id(model) in OPEN:
+        raise ValueError(f"{OPEN[id(model)]!r} compresses this model already; nest the methods, not the contexts")
+
+    def cut_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden, cache = _arguments(args, kwargs)
+        index: int = module.layer_idx  # type: ignore[assignment]
+        if cache is None or index >= len(cache.layers) or not reading.past:
+            return None
+        layer, mask = cache.layers[index], kwargs.get("attention_mask")
+        if isinstance(layer, CompressedLayer):
+            heads = reading.text_model.config.num_attention_heads
+            mask = layer.mask(mask, hidden.shape[1], heads, hidden.device)
+            reading.now = (layer, hidden, mask, kwargs.get("position_embeddings"))
+            return args, {**kwargs, "attention_mask": mask}
+        if mask is not None and layer.is_sliding:  # whose mask may have been made for a compressed layer's length
+            stored = layer.get_mask_sizes(_query_length(hidden, kwargs))[0]
+            return args, {**kwargs, "attention_mask": mask[..., -stored:]}
+        return None
+
+    def merge(attention: nn.Module, projection: nn.Module, args: tuple[Any, ...]) -> Any:
+        """Before the output projection of a layer: add what the layer remembers of evicted tokens."""
+        if reading.now is None:
+            return None
+        (layer, hidden, mask, tables), reading.now = reading.now, None
+        width = layer.keys.shape[-1]
+        output = args[0].unflatten(-1, (-1, width)).transpose(1, 2)
+
+        def queries() -> Tensor:
+            made = project_queries(attention, hidden, width).transpose(1, 2)
+            return RotaryTables.of(reading.text_model, attention.layer_idx, tables).turn(made)  # type: ignore[arg-type]
+
+        scaling = float(getattr(attention, "scaling", None) or width**-0.5)
+        merged = layer.merged(output, queries, Seen(scaling, mask))
+        return None if merged is None else (merged.transpose(1, 2).flatten(2).to(args[0].dtype), *args[1:])
+
+    def compress(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden, cache = _arguments(args, kwargs)
+        if cache is None or reading.past:
+            return
+        index: int = module.layer_idx  # type: ignore[assignment]
+        layer = cache.layers[index]
+        if not isinstance(layer, DynamicLayer):
+            raise ValueError(
+                f"a {type(layer).__name__} cannot be compressed; use the dynamic cache that generate() makes itself"
+            )
+        prompt = reading.prompt(module, hidden, kwargs, layer, output)
+        measure = method.measure(prompt)
+        if not method.whole_prompt:
+            _replace(cache, method, [prompt], [measure])
+            return
+        reading.prompts.append(replace(prompt, hidden=None, weights=None, arguments=_only_positions(kwargs)))
+        reading.measures.append(measure)
+
+    def compress_all(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        cache = kwargs.get("past_key_values")
+        cache = getattr(output, "past_key_values", None) if cache is None else cache
+        if reading.prompts and cache is not None:
+            _replace(cache, method, reading.prompts, reading.measures)
+        reading.prompts, reading.measures = [], []
+
+    modules = [layer.self_attn for layer in reading.text_model.layers]
+    hooks = _shared_hooks(reading)
+    OPEN[id(model)] = method
+    try:
+        for module in modules:
+            hooks.append(module.register_forward_pre_hook(cut_mask, with_kwargs=True))
+            hooks.append(module.register_forward_hook(compress, with_kwargs=True))
+            hooks.append(module.o_proj.register_forward_pre_hook(partial(merge, module)))
+        hooks.append(reading.text_model.register_forward_hook(compress_all, with_kwargs=True))
+        yield
+    finally:
+        OPEN.pop(id(model), None)
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _measuring(method: LiveCompression, model: nn.Module) -> Iterator[list[Tensor]]:
+    reading = _reading(model)
+
+    def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden, cache = _arguments(args, kwargs)
+        if cache is not None and not reading.past:
+            index: int = module.layer_idx  # type: ignore[assignment]
+            reading.measures.append(method.measure(reading.prompt(module, hidden, kwargs, cache.layers[index], output)))
+
+    measures: list[Tensor] = []
+    hooks = _shared_hooks(reading)
+    try:
+        for layer in reading.text_model.layers:
+            hooks.append(layer.self_attn.register_forward_hook(measure, with_kwargs=True))
+        hooks.append(
+            reading.text_model.register_forward_hook(lambda *_: measures.__setitem__(slice(None), reading.measures))
+        )
+        yield measures
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _shared_hooks(reading: _Reading) -> list[Any]:
+    hooks = [reading.text_model.register_forward_pre_hook(reading.before_decoder, with_kwargs=True)]
+    if reading.model is not reading.text_model:
+        hooks.append(reading.model.register_forward_pre_hook(reading.before_model, with_kwargs=True))
+    return hooks
+
+
+def _replace(cache: Cache, method: LiveCompression, prompts: list[LayerPrompt], measures: list[Tensor]) -> None:
+    chosen = method.choose(prompts, measures)
+    for prompt, measure, positions in zip(prompts, measures, chosen, strict=True):
+        made = method.store(prompt, measure, positions)
+        if made is not None:
+            cache.layers[prompt.layer] = made
+
+
+def _real(mask: Any, batch: int, length: int, device: torch.device) -> Bool[Tensor, "batch tokens"]:
+    """Which tokens of a prompt are real: those its mask has, or (masks made already) those its last token sees."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values())))
+    if isinstance(mask, Tensor) and mask.shape == (batch, length):
+        return mask.bool().to(device)
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] >= length:
+        last = mask[:, 0, -1, :length].to(device)
+        last = last if last.dtype == torch.bool else last > torch.finfo(torch.float16).min / 2
+        return last.expand(batch, -1)
+    return torch.ones(batch, length, dtype=torch.bool, device=device)
+
+
+def _only_positions(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in ("position_embeddings",) if name in kwargs}
+
+
+def _query_length(hidden: Tensor, kwargs: dict[str, Any]) -> Any:
+    """New tokens as this release's `get_mask_sizes` takes them."""
+    position = kwargs.get("cache_position")
+    return hidden.shape[1] if position is None else position
