@@ -20,22 +20,25 @@ from inducekv.continual.methods.nearest_neighbour import NearestNeighbour
 from inducekv.embedded import path
 from inducekv.embedded.tasks import Task, alphabet, attribute, counts, digits, gauges, pairs
 
+DEFAULT = "keep-answer, int4, log"
 SETTINGS: dict[str, dict[str, object]] = {
-    "keep-answer, int8, log": {},
+    DEFAULT: {},
     "keep-answer, fp16, log": {"payload_dtype": "float16"},
-    "keep-answer + 1 pooled, int8, log": {"payload_tokens": 1},
-    "keep-answer + 4 pooled, int8, log": {"payload_tokens": 4},
+    "keep-answer, int8, log": {"payload_dtype": "int8"},
+    "keep-answer, int2, log": {"payload_dtype": "int2"},
+    "keep-answer + 1 pooled, int4, log": {"payload_tokens": 1},
+    "keep-answer + 4 pooled, int4, log": {"payload_tokens": 4},
     "whole, fp16, log": {"payload": "none", "payload_dtype": "float16"},
-    "whole, int8, log": {"payload": "none"},
+    "whole, int4, log": {"payload": "none"},
     "mean pooling to 2 (paper), fp16, log": {"payload": "mean_pool", "payload_tokens": 2, "payload_dtype": "float16"},
     "mean pooling to 8 (paper), fp16, log": {"payload": "mean_pool", "payload_tokens": 8, "payload_dtype": "float16"},
-    "keep-answer, int8, none": {"weighting": "none"},
-    "keep-answer, int8, sqrt / max": {"weighting": "sqrt_max"},
-    "keep-answer, int8, sqrt (paper)": {"weighting": "sqrt"},
-    "keep-answer, int8, log, top 4": {"top_k": 4},
-    "keep-answer, int8, log, top 16": {"top_k": 16},
-    "keep-answer, int8, log, key layer 2": {"key_layer": 2},
-    "keep-answer, int8, log, key centred": {"key_centering": True},
+    "keep-answer, int4, none": {"weighting": "none"},
+    "keep-answer, int4, sqrt / max": {"weighting": "sqrt_max"},
+    "keep-answer, int4, sqrt (paper)": {"weighting": "sqrt"},
+    "keep-answer, int4, log, top 4": {"top_k": 4},
+    "keep-answer, int4, log, top 16": {"top_k": 16},
+    "keep-answer, int4, log, key centred": {"key_centering": True},
+    "keep-answer, int4, log, in flight": {"retrieval": "in_flight"},
 }
 
 
@@ -74,7 +77,7 @@ def main() -> None:
             entries, nbytes = entries + len(model.memory), nbytes + model.memory.nbytes
         row["bytes an entry"] = nbytes / entries
         rows.append(row)
-        if name == "keep-answer, int8, log":
+        if name == DEFAULT:
             rows.append(copied)
         print(json.dumps(row), file=sys.stderr, flush=True)
     table = pd.DataFrame(rows).set_index("setting")
