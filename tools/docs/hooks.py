@@ -11,9 +11,13 @@ ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools" / "docs"), str(ROOT / "tests")]
 
 import api_pages  # noqa: E402
+import bench_tables  # noqa: E402
 import families_table  # noqa: E402
 
 GENERATED = {
+    "streams": bench_tables.streams,
+    "methods": bench_tables.methods,
+    "results": bench_tables.results,
     "families": families_table.families,
     "decoders": families_table.decoders,
     "parity": families_table.parity,
