@@ -13,9 +13,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tools" / "docs"))
 
 import api_pages  # noqa: E402
+import bench_tables  # noqa: E402
 import blocks  # noqa: E402
 
 from inducekv import check, families  # noqa: E402
+from inducekv.continual.methods import METHODS  # noqa: E402
+from inducekv.continual.result_checks import ResultError  # noqa: E402
+from inducekv.continual.streams import STREAMS  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = ("python", "console")
@@ -128,3 +132,14 @@ def test_the_table_of_families_is_the_table(site: Path) -> None:
         assert f"<code>{name}</code>" in page, name
     assert "<!-- generated" not in page
     assert "flash_attention_2" in page and "untested" in page
+
+
+def test_the_tables_of_the_bench_are_the_tables(tmp_path: Path) -> None:
+    for name in METHODS:
+        assert f"| `{name}` |" in bench_tables.methods(), name
+    for name in STREAMS:
+        assert f"| `{name}` |" in bench_tables.streams(), name
+    assert "no results" in bench_tables.results(tmp_path)
+    (tmp_path / "broken.json").write_text("{}")
+    with pytest.raises(ResultError):
+        bench_tables.results(tmp_path)

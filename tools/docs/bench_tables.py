@@ -78,7 +78,9 @@ def _facts(found: Sequence[Result]) -> str:
     changed = sum(bool(r.versions.get("changed")) for r in found)
     models = sorted({str(r.settings.get("model", "?")) for r in found})
     machines = sorted({str(r.versions.get("gpu") or r.versions.get("machine") or "?") for r in found})
-    text = f"{len(found)} results. Backbone: {', '.join(map(_cell, models))}. Run on: {', '.join(map(_cell, machines))}."
+    text = (
+        f"{len(found)} results. Backbone: {', '.join(map(_cell, models))}. Run on: {', '.join(map(_cell, machines))}."
+    )
     if commits:
         text += f" Commits of the project: {', '.join(f'`{c}`' for c in commits)}."
     if changed:
