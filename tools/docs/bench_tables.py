@@ -57,7 +57,8 @@ def results(folder: Path = RESULTS) -> str:
     """
     kept = folder.is_dir() and any(WORK not in p.relative_to(folder).parts for p in folder.rglob("*.json"))
     if not kept:
-        return f"There are no results in `{folder.name}` yet. Make some with `inducekv bench run` and build this page again."
+        words = f"There are no results in `{folder.name}` yet."
+        return words + " Make some with `inducekv bench run` and build this page again."
     found = read_results(folder)
     board = tables.leaderboard(found)
     parts = [_facts(found)]
