@@ -27,6 +27,8 @@ from inducekv.compression.polar import key_bytes, polar_decode, polar_encode, po
 from inducekv.compression.prefix_kv import shared_out
 from inducekv.compression.rotated import decode_rotated, encode_rotated
 from inducekv.compression.window_kv import group_budgets, group_of
+from inducekv.config import InduceKVConfig
+from inducekv.model import InducedModel
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -269,3 +271,12 @@ def test_payloads_without_scores_and_methods_for_live_caches_are_refused(llava: 
     for method in (PrefixKV(), RetentiveKV()):
         with pytest.raises(TypeError, match="payload"):
             method.compress(encoded)
+
+
+@pytest.mark.parametrize("name", ["shift_kv", "window_kv", "rotate_kv_over_shift_kv"])
+def test_learning_measures_what_its_payload_needs(llava: "tiny.Backbone", name: str) -> None:
+    config = InduceKVConfig(payload=PAYLOADS[name], budget="1MiB", payload_dtype="float16", outer_steps=1, candidates=4)
+    model = InducedModel.from_pretrained(llava, config=config)
+    model.learn([tiny.example(i) for i in range(4)], task="things")
+    assert [entry.payload.tokens for entry in model.memory.entries] == [4] * len(model.memory) and len(model.memory) > 0
+    assert model.answer_all([tiny.example(5, answer=False)], max_new_tokens=2)[0].sources

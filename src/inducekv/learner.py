@@ -212,7 +212,11 @@ def _extract(
     for start in range(0, len(examples), config.batch_size):
         some = examples[start : start + config.batch_size]
         encoded = backbone.encode(
-            some, key_layer=config.key_layer, key_pool=config.key_pool, batch_size=config.batch_size
+            some,
+            key_layer=config.key_layer,
+            key_pool=config.key_pool,
+            batch_size=config.batch_size,
+            scorer=compression.scorer,
         )
         for example, whole in zip(some, encoded, strict=True):
             entries.append(

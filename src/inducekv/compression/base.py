@@ -2,12 +2,16 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from inducekv.encoded import Encoded
+
+if TYPE_CHECKING:
+    from inducekv.compression.live import LiveCompression
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +22,11 @@ class Compression(ABC):
     position is -1) and returns fewer tokens of the same frame; `key` and `answer_length` stay as they were. `span`
     stays too where tokens from all over the example are kept: it never grows, and covers the positions of what is kept.
     """
+
+    @property
+    def scorer(self) -> "LiveCompression | None":
+        """What `Backbone.encode` must measure for `compress`; None where it needs no scores."""
+        return None
 
     @abstractmethod
     def compress(self, encoded: Encoded) -> Encoded:

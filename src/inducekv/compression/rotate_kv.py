@@ -134,6 +134,10 @@ class RotateKV(LiveCompression):
         empty = prompt.keys[:, :, :0]
         return CodedLayer(prefix, empty, in_prompt, prompt.tokens, sliding_window=prompt.sliding_window)
 
+    @property
+    def scorer(self) -> LiveCompression | None:
+        return None if self.method is None else self.method.scorer
+
     def compress(self, encoded: Encoded) -> Encoded:
         if self.method is not None:
             encoded = self.method.compress(encoded)

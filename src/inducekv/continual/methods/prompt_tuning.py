@@ -17,7 +17,7 @@ class PromptTuning(PrefixMethod):
     name = "prompt_tuning"
     title = "Prompt tuning"
     recipe = Recipe(learning_rate=3e-1)
-    most = 64  # CHOICE: 512 took twice as long on the embedded model and learned no better
+    most = 64  # CHOICE: bounds the time that one step takes
 
     @classmethod
     def per_token(cls, dimensions: Dimensions) -> int:
