@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 
-.PHONY: demo test test-oldest lint types docs parity clean
+.PHONY: demo test test-oldest test-quantised lint types docs parity clean
 
 demo: $(VENV)/.bench ## set up and teach the shipped model a stream of tasks
 	$(BIN)/inducekv demo
@@ -13,6 +13,9 @@ test: $(VENV)/.dev ## set up and run the suite
 
 test-oldest: $(VENV)/.dev ## the parity suite on the oldest supported transformers
 	.ci/older-transformers $(BIN)/python
+
+test-quantised: $(VENV)/.dev ## quantised weights, in an environment of their own
+	.ci/quantised $(BIN)/python
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -29,7 +32,7 @@ parity: $(VENV)/.dev ## run the parity suite and keep its results for the docume
 	$(BIN)/python tools/docs/parity_results.py build/parity.xml
 
 clean:
-	rm -rf $(VENV) .venv-older demo-report build dist
+	rm -rf $(VENV) .venv-older .venv-quantised demo-report build dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
