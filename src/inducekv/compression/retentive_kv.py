@@ -185,9 +185,10 @@ class _State:
             variance = (self.second / mass - mean.square()).clamp_min(0)
             joint = self.outer / mass[..., None] - mean[..., None] * mean_value[..., None, :]
             logits = queries @ mean[..., None] * scaling
-            spread = (queries.square() @ variance[..., None]).squeeze(-1) * scaling**2 / 2
-            log_mass = mass.log() + logits.squeeze(-1) + spread
-            output = mean_value[:, :, None] + scaling * (queries @ joint)
+            spread = (queries.square() @ variance[..., None]).squeeze(-1) * scaling**2
+            log_mean, slope = _mean_of_exponentials(spread, mass)
+            log_mass = mass.log() + logits.squeeze(-1) + log_mean
+            output = mean_value[:, :, None] + scaling * slope[..., None] * (queries @ joint)
             direction = mean
         else:
             features = torch.nn.functional.elu(queries) + 1
@@ -203,6 +204,22 @@ class _State:
             )
         log_mass = log_mass.masked_fill(empty[..., None], -torch.inf)
         return log_mass, output.masked_fill(empty[..., None, None], 0)
+
+
+def _mean_of_exponentials(
+    variance: Float[Tensor, "batch kv_heads queries"], count: Float[Tensor, "batch kv_heads 1"]
+) -> tuple[Float[Tensor, "batch kv_heads queries"], Float[Tensor, "batch kv_heads queries"]]:
+    """Logarithm of the mean of exp(x) over `count` normal draws x of mean 0, and how far it leans to the largest (0-1).
+
+    The expectation is variance / 2, but `count` draws reach no further than about sqrt(2 log count) deviations: beyond
+    a deviation of that the largest of them is nearly all of the sum (the freezing of the random energy model), and its
+    logarithm grows with the deviation only. Without this, one state would outweigh every kept token.
+    """
+    deviation = variance.clamp_min(1e-12).sqrt()
+    reach = (2 * count.clamp_min(1).log()).sqrt()
+    frozen = deviation > reach
+    log_mean = torch.where(frozen, deviation * reach - reach.square() / 2, variance / 2)
+    return log_mean, torch.where(frozen, reach / deviation, 1.0)
 
 
 class RetentiveLayer(CompressedLayer):
