@@ -28,8 +28,8 @@ TASKS = {
     "among others": {"named": 5, "plain": 10},
 }
 """Earlier turns of one conversation: glyphs of a new alphabet under made-up names, one drawing each, and scenes with a
-plain question and its answer. Then, after the cache was compressed, a new drawing of one glyph is asked: what mattered is
-one picture of ten or fifteen, and nothing in the prompt says which."""
+plain question and its answer. Then, after the cache was compressed, a new drawing of one glyph is asked: what mattered
+is one picture of ten or fifteen, and nothing in the prompt says which."""
 
 
 @dataclass(frozen=True)

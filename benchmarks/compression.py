@@ -2,12 +2,13 @@
 
     python benchmarks/compression.py [--json] [--seeds 0 1] [--limit 10] [--methods ...] [--peer .venv-peers/bin/python]
 
-The embedded model reads a conversation of many pictures; its cache is compressed; only then comes the question, about one
-of them (`_compression_task.py`). The same prompts for every method, and for kvpress's presses in an environment of their
-own (`peers/requirements.txt`; left out where that is missing). Prints accuracy in percent and the mean bytes of the
-compressed prompt (`cache_bytes`: the model's float32, positions and states included), with the standard error over prompts.
+The embedded model reads a conversation of many pictures; its cache is compressed; only then comes the question, about
+one of them (`_compression_task.py`). The same prompts for every method, and for kvpress's presses in an environment of
+their own (`peers/requirements.txt`; left out where that is missing). Prints accuracy in percent, with the standard error
+over prompts, and the mean bytes of the compressed prompt (`cache_bytes`: the model's float32, positions and states
+included).
 
-A budget is a share of the prompt's tokens. "same bytes" rows may keep as many tokens as fit what the method they name took.
+A budget is a share of the prompt's tokens. The "same bytes" row keeps as many tokens as fit what RetentiveKV took.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from _compression_task import TASKS, Prompt, Reading, prompts, read
 from rich.console import Console
 
+from _compression_task import TASKS, Prompt, Reading, prompts, read
 from inducekv import Backbone
 from inducekv.compression import (
     AttentionSum,
@@ -63,8 +64,8 @@ METHODS: dict[str, Callable[[float], LiveCompression]] = {
     "RetentiveKV, elu": lambda budget: RetentiveKV(budget, readout="elu"),
     "RetentiveKV's score, plain": lambda budget: RetentiveKV(budget, readout="none"),
 }
-"""Made for a share of the tokens. Four bits with their scales take less than a third of 16, so that row fits the budget
-of a 16-bit model (and two fifths of it here, where numbers have 32)."""
+"""Made for a share of the tokens. Four bits, scales and exact sinks of three times the tokens take about the bytes of the
+budget's tokens in float32; in a 16-bit model they would take more than those."""
 
 ALL = [FULL, *UNBUDGETED, *METHODS, SAME_BYTES]
 
@@ -115,10 +116,10 @@ def measure(
         taken: list[int] = []
         for name, make in METHODS.items():
             if name in names:
-                nbytes = run(name, budget, lambda i, make=make: make(budget))  # type: ignore[misc]
+                nbytes = run(name, budget, lambda i, make=make, budget=budget: make(budget))  # type: ignore[misc]
                 taken = nbytes if name == "RetentiveKV" else taken
         if SAME_BYTES in names and taken:
-            run(SAME_BYTES, budget, lambda i: same_bytes(backbone, asked[i], full[i], taken[i]))
+            run(SAME_BYTES, budget, lambda i, taken=taken: same_bytes(backbone, asked[i], full[i], taken[i]))
     return rows, [prompt.digest() for prompt in asked]
 
 
@@ -141,9 +142,7 @@ def peer_rows(
     command += ["--seeds", *map(str, options.seeds), "--limit", str(options.limit)]
     command += ["--budgets", *map(str, options.budgets)]
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"{python} failed on the peers' presses:\n{done.stderr[-2000:]}")
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
@@ -152,7 +151,7 @@ def peer_rows(
 
 
 def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """One line a task, budget and method: percent right, its standard error over prompts, mean bytes and their share."""
+    """One line a task, budget and method: percent right, standard error over prompts, mean bytes and their share."""
     full = {(r["task"], r["seed"]): np.mean(r["bytes"]) for r in rows if r["method"] == FULL}
     lines = []
     grouped: dict[tuple[str, Any, str], list[dict[str, Any]]] = {}
@@ -178,9 +177,7 @@ def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object: the table, and what every prompt gave"
-    )
+    parser.add_argument("--json", action="store_true", help="one JSON object: the table, and what every prompt gave")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--limit", type=int, default=10, help="conversations a task and seed")

@@ -63,5 +63,6 @@ def test_a_state_is_not_louder_than_its_tokens_can_be() -> None:
         true = (draws.logsumexp(-1) - torch.tensor(float(count)).log()).mean()
         variance = torch.full((1, 1, 1), deviation**2)
         got, slope = _mean_of_exponentials(variance, torch.full((1, 1, 1), float(count)))
-        assert abs(float(got) - float(true)) < 0.3 * deviation + 0.05  # variance / 2 is 450 at the last, not 80
+        # sqrt(2 log n) is the limit of many draws; the largest of 200 is on average half a deviation short of it
+        assert abs(float(got) - float(true)) < 0.55 * deviation + 0.05
         assert 0 < float(slope) <= 1

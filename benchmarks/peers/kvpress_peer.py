@@ -4,8 +4,8 @@
 
 Prints one JSON object a line: a row, or (first of a seed) the digests of the prompts.
 
-The presses run by kvpress's own hooks and compress its own way; they keep as many tokens as our methods do. kvpress looks
-for the decoder as `model.model.language_model`; Idefics3 calls it `text_model`, and `with press(model)` raises
+The presses run by kvpress's own hooks and compress its own way; they keep as many tokens as our methods do. kvpress
+looks for the decoder as `model.model.language_model`; Idefics3 calls it `text_model`, and `with press(model)` raises
 AttributeError there. So a press is given an object that holds the decoder under the name it looks for. Positions go on
 from the prompt's true end, as in kvpress's own pipeline.
 """
@@ -25,9 +25,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import transformers
-from _compression_task import TASKS, prompts, read
 from kvpress import ExpectedAttentionPress, KeyDiffPress, SnapKVPress, StreamingLLMPress, TOVAPress
 from transformers import AutoModelForImageTextToText, AutoProcessor, Cache
+
+from _compression_task import TASKS, prompts, read
 
 PRESSES = {
     "SnapKV": SnapKVPress,
