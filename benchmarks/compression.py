@@ -4,7 +4,7 @@
 
 The embedded model reads a conversation of many pictures; its cache is compressed; only then comes the question, about
 one of them (`_compression_task.py`). The same prompts for every method, and for kvpress's presses in an environment of
-their own (`peers/requirements.txt`; left out where that is missing). Prints accuracy in percent, with the standard error
+one of them (`_compression_task.py`). The same prompts for all, and for kvpress's presses in an environment of
 over prompts, and the mean bytes of the compressed prompt (`cache_bytes`: the model's float32, positions and states
 included).
 
@@ -64,8 +64,8 @@ METHODS: dict[str, Callable[[float], LiveCompression]] = {
     "RetentiveKV, elu": lambda budget: RetentiveKV(budget, readout="elu"),
     "RetentiveKV's score, plain": lambda budget: RetentiveKV(budget, readout="none"),
 }
-"""Made for a share of the tokens. Four bits, scales and exact sinks of three times the tokens take about the bytes of the
-budget's tokens in float32; in a 16-bit model they would take more than those."""
+"""Made for a share of the tokens. Four bits, scales and exact sinks of three times the tokens take about the bytes of
+the budget's tokens in float32; in a 16-bit model they would take more than those."""
 
 ALL = [FULL, *UNBUDGETED, *METHODS, SAME_BYTES]
 
