@@ -89,7 +89,6 @@ class Lookup:
         self._readings: list[Reading | None] = list(readings) if isinstance(readings, Sequence) else [readings]
         _agree(config, [r for r in self._readings if r is not None])
         self._found: list[tuple[Reading, Retrieved, int] | None] = []
-        self._repeats = 1
 
     def __call__(self, keys: Float[Tensor, "batch key_dim"]) -> Injection | None:
         """The injection for a batch of rows, or of rows times beams.
@@ -103,8 +102,8 @@ class Lookup:
                 f"{len(self._readings)} memories were attached, one for each row, but the batch has {batch} rows; "
                 "give a memory (or None) for every row"
             )
-        self._repeats = batch // len(self._readings) if self._each else 1
-        readings = [self._readings[row // self._repeats] if self._each else self._readings[0] for row in range(batch)]
+        each = batch // len(self._readings)  # one reading: all rows; else the beams of a row
+        readings = [self._readings[row // each] for row in range(batch)]
         rows_of: dict[int, list[int]] = {}
         for row, reading in enumerate(readings):
             if reading is not None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from inducekv.attention_masks import real_tokens
 from inducekv.compression.base import Compression
 from inducekv.compression.layer import CompressedLayer, Seen, kept_from
 from inducekv.compression.prompt import LayerPrompt
@@ -62,6 +63,10 @@ class LiveCompression(Compression):
         keys, values = kept_from(prompt.keys, prompt.values, chosen)
         places = torch.where(chosen >= 0, chosen + prompt.offset, -1)
         return CompressedLayer(keys, values, places, prompt.tokens, sliding_window=prompt.sliding_window)
+
+    @property
+    def scorer(self) -> "LiveCompression | None":
+        return self
 
     def compress(self, encoded: Encoded) -> Encoded:
         raise TypeError(f"{type(self).__name__} compresses live caches only, not payloads")
@@ -124,7 +129,8 @@ class _Reading:
         tokens = next(x for x in given if isinstance(x, Tensor))
         batch, length = tokens.shape[:2]
         mask = self.given_mask if isinstance(self.given_mask, Tensor) else kwargs.get("attention_mask")
-        self.real = _real(mask, batch, length, tokens.device)
+        token_places = torch.zeros(batch, length, device=tokens.device)
+        self.real = real_tokens(mask, token_places).to(tokens.device)
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(length, device=tokens.device)[None]
@@ -294,19 +300,6 @@ def _replace(cache: Cache, method: LiveCompression, prompts: list[LayerPrompt], 
         made = method.store(prompt, measure, positions)
         if made is not None:
             cache.layers[prompt.layer] = made
-
-
-def _real(mask: Any, batch: int, length: int, device: torch.device) -> Bool[Tensor, "batch tokens"]:
-    """Which tokens of a prompt are real: those its mask has, or (masks made already) those its last token sees."""
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next(iter(mask.values())))
-    if isinstance(mask, Tensor) and mask.shape == (batch, length):
-        return mask.bool().to(device)
-    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[-1] >= length:
-        last = mask[:, 0, -1, :length].to(device)
-        last = last if last.dtype == torch.bool else last > torch.finfo(torch.float16).min / 2
-        return last.expand(batch, -1)
-    return torch.ones(batch, length, dtype=torch.bool, device=device)
 
 
 def _only_positions(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -48,10 +48,6 @@ class Selection(LiveCompression):
         lengths = prompt.lengths
         return torch.tensor([tokens_within(self.budget, int(n), each) for n in lengths], device=lengths.device)
 
-    @property
-    def scorer(self) -> LiveCompression:
-        return self
-
     def compress(self, encoded: Encoded) -> Encoded:
         """The highest-scored tokens of every layer and KV head; `kinds` are those of the tokens most heads keep.
 

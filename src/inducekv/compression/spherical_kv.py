@@ -178,10 +178,6 @@ class SphericalKV(LiveCompression):
         generator = torch.Generator().manual_seed(self.seed)
         return (torch.randint(2, (width,), generator=generator) * 2.0 - 1).to(device)
 
-    @property
-    def scorer(self) -> LiveCompression:
-        return self
-
     def compress(self, encoded: Encoded) -> Encoded:
         """The highest-scored tokens within the budget, in the precision of the middle tier.
 

@@ -263,7 +263,7 @@ def _methods(one: Pass, backbone: Backbone, stream_length: int, settings: Settin
 
 
 def digest_of(stream: Stream) -> str:
-    """16 hex digits over all test questions, their pictures and answers, in order."""
+    """16 hex digits over all test questions, in order: names, texts, and pictures where an example has no id."""
     return _digest(example for experience in stream.experiences for example in experience.test)
 
 

@@ -12,9 +12,9 @@ from inducekv.continual.methods.buffer import buffer_nbytes
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
 from inducekv.learner import entry_id
+from inducekv.lookup import Reading
 from inducekv.model import InducedModel
 from inducekv.progress import SILENT, Progress
-from inducekv.retrieval import retrieve
 from inducekv.training_state import Anchor, TrainingState
 
 
@@ -57,15 +57,10 @@ class RetrievedPrompt(Method):
             return []
         model, memory = self._model, self._model.memory
         shown: list[list[Example]] = [[] for _ in examples]
+        retrieved = None
         if len(memory):
-            retrieved = retrieve(
-                model.query_keys(list(examples), progress=progress),
-                memory.keys(),
-                memory.calibration.tau,
-                top_k=model.config.top_k,
-                thresholds=memory.threshold_of_entries() if model.config.abstain else None,
-                centering=model.config.key_centering,
-            )
+            retrieved = Reading(memory, model.config).retrieved(model.query_keys(list(examples), progress=progress))
+        if retrieved is not None:
             sources = [anchor.example() for anchor in self.sources.anchors]
             for row, places, valid in zip(shown, retrieved.indices.tolist(), retrieved.valid.tolist(), strict=True):
                 row += [sources[place] for place, read in zip(places, valid, strict=True) if read]

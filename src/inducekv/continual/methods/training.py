@@ -88,7 +88,7 @@ def answer_loss(backbone: Backbone, batch: TrainingBatch, injection: RowsInjecti
 
 def answer_logits(
     backbone: Backbone, batch: TrainingBatch
-) -> tuple[Float[Tensor, "tokens vocabulary"], Int[Tensor, tokens]]:
+) -> tuple[Float[Tensor, "tokens vocabulary"], Int[Tensor, " tokens"]]:
     """Logits that predict a batch's answer tokens, all rows' one after another, and those tokens."""
     (only,) = batch.prepared.batches
     hidden = backbone.text_model(**(only.text_inputs or {}), use_cache=False).last_hidden_state
