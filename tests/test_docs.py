@@ -18,6 +18,7 @@ import blocks  # noqa: E402
 
 from inducekv import check, families  # noqa: E402
 from inducekv.continual.methods import METHODS  # noqa: E402
+from inducekv.continual.methods.trained import TrainedMethod  # noqa: E402
 from inducekv.continual.result_checks import ResultError  # noqa: E402
 from inducekv.continual.streams import STREAMS  # noqa: E402
 
@@ -137,6 +138,8 @@ def test_the_table_of_families_is_the_table(site: Path) -> None:
 def test_the_tables_of_the_bench_are_the_tables(tmp_path: Path) -> None:
     for name in METHODS:
         assert f"| `{name}` |" in bench_tables.methods(), name
+        is_trained = issubclass(METHODS[name].method, TrainedMethod)
+        assert (f"| `{name}` |" in bench_tables.recipes()) == is_trained, name
     for name in STREAMS:
         assert f"| `{name}` |" in bench_tables.streams(), name
     assert "no results" in bench_tables.results(tmp_path)

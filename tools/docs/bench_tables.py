@@ -7,12 +7,15 @@ import pandas as pd
 
 from inducekv.bytes import format_bytes
 from inducekv.continual.methods import METHODS
+from inducekv.continual.methods.trained import TrainedMethod
 from inducekv.continual.report import tables
 from inducekv.continual.report.bench import markdown_text
 from inducekv.continual.results import WORK, Result, budget_name, group, read_results
 from inducekv.continual.streams import STREAMS
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+KNOBS = ("strength", "temperature", "pull", "most")
+"""Numbers of a trained method, beside its recipe, that a reader would want to know."""
 ENOUGH_SEEDS = 3
 """Below this, a page says that a table shows single runs."""
 
@@ -47,6 +50,18 @@ def methods() -> str:
                 lines.append(f"| `{name}` | {_cell(kind.title)} | {_cell(kind.summary)} | {needs} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def recipes() -> str:
+    """How every trained method is trained: its recipe, and what else was chosen for it."""
+    lines = ["| name | passes | learning rate | batch | also |", "|---|--:|--:|--:|---|"]
+    for name, kind in METHODS.items():
+        method = kind.method
+        if issubclass(method, TrainedMethod):
+            recipe = method.recipe
+            also = ", ".join(f"{knob} {getattr(method, knob):g}" for knob in KNOBS if hasattr(method, knob))
+            lines.append(f"| `{name}` | {recipe.epochs} | {recipe.learning_rate:g} | {recipe.batch_size} | {also} |")
+    return "\n".join(lines)
 
 
 def results(folder: Path = RESULTS) -> str:

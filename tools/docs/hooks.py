@@ -17,6 +17,7 @@ import families_table  # noqa: E402
 GENERATED = {
     "streams": bench_tables.streams,
     "methods": bench_tables.methods,
+    "recipes": bench_tables.recipes,
     "results": bench_tables.results,
     "families": families_table.families,
     "decoders": families_table.decoders,

@@ -23,7 +23,7 @@ class Cartridge(PrefixMethod):
 
     name = "cartridge"
     title = "Cartridge"
-    recipe = Recipe(learning_rate=1e-1)
+    recipe = Recipe(epochs=60, learning_rate=1e-1)
 
     @classmethod
     def per_token(cls, dimensions: Dimensions) -> int:

@@ -21,12 +21,13 @@ class EwcLora(SequentialLora):
     """Loss + strength / 2 · Σ F (θ - θ*)² (Kirkpatrick et al. 2017), in the online form (Schwarz et al. 2018).
 
     F, the sum over tasks of the mean squared gradient of a batch's loss, is the training state (float32); θ* is the
-    adapter as the last task left it. CHOICE: no decay of F.
+    adapter as the last task left it. CHOICE: no decay of F, and a strength that looks large
+    because F is small: its gradients are taken where the loss is near 0.
     """
 
     name = "ewc_lora"
     title = "EWC + LoRA"
-    strength = 5000.0
+    strength = 5e6
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

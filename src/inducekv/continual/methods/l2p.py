@@ -45,8 +45,8 @@ class L2P(PrefixMethod):
 
     name = "l2p"
     title = "L2P"
-    recipe = Recipe(learning_rate=3e-1)
-    most = 100  # prompts of the pool; CHOICE: more are hardly ever picked
+    recipe = Recipe(epochs=60, learning_rate=3e-2)
+    most = 10  # prompts of the pool, whatever the budget (Wang et al. 2022)
     keyed = True
     pull = 0.5
 

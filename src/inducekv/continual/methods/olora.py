@@ -25,7 +25,7 @@ class OLora(SequentialLora):
 
     name = "olora"
     title = "O-LoRA"
-    recipe = Recipe(learning_rate=5e-3)
+    recipe = Recipe(learning_rate=2e-2)
     strength = 0.05
 
     @classmethod

@@ -16,7 +16,7 @@ class PromptTuning(PrefixMethod):
 
     name = "prompt_tuning"
     title = "Prompt tuning"
-    recipe = Recipe(learning_rate=3e-1)
+    recipe = Recipe(epochs=60, learning_rate=3e-2)
     most = 64  # CHOICE: bounds the time that one step takes
 
     @classmethod
