@@ -56,10 +56,19 @@ def test_what_always_holds(rows: int, count: int, top_k: int, seed: int, exclude
             assert not valid.any()
 
 
-def test_each_row_is_judged_by_its_best_entrys_threshold() -> None:
+def test_each_entry_is_judged_by_its_own_threshold() -> None:
     keys, queries = torch.eye(3), torch.eye(3)[[0, 1]]
-    got = retrieve(queries, keys, 0.1, top_k=2, thresholds=torch.tensor([2.0, 0.5, 0.0]))
+    got = retrieve(queries, keys, 0.1, top_k=2, thresholds=torch.tensor([2.0, 0.5, 0.5]))
     assert got.valid.tolist() == [[False, False], [True, True]]
+
+
+def test_a_nearer_entry_of_a_stricter_task_does_not_turn_a_question_away() -> None:
+    """It did when only the best entry was asked: with ten tasks about the same pictures one question in ten."""
+    keys = torch.nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.5], [0.0, 1.0]]), dim=-1)
+    query, thresholds = torch.tensor([[1.0, 0.0]]), torch.tensor([0.999, 0.8, 0.8])
+    got = retrieve(query, keys, 0.1, top_k=2, thresholds=thresholds)
+    assert got.indices.tolist() == [[1, 0]] and got.valid.all()
+    assert not retrieve(query, keys, 0.1, top_k=1, thresholds=thresholds).valid.any(), "only what would be read counts"
 
 
 def test_selection_weights_scale_alpha_and_their_gradient_is_right() -> None:

@@ -22,7 +22,7 @@ def thresholds(
     questions: Sequence[Question],
     centering: bool,
 ) -> dict[str, float]:
-    """Least similarity to a task's best entry below which a question is none of that task's (CHOICE).
+    """Least similarity to a task's entries below which a question is none of that task's (CHOICE).
 
     A task's own questions are compared with its committed entries, leaving out the entry a question became: their best
     similarities show how near a question of the task usually is. The threshold lies as far below their low quantile as

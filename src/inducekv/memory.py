@@ -38,7 +38,7 @@ class KVMemory:
         payload_dtype: number format of the payloads.
         fingerprint: of the backbone that made the entries (`Backbone.fingerprint`).
         calibration: phi (temperature, and scale of the values for each layer).
-        thresholds: least similarity of a question to a task's best entry, by task; below it nothing is retrieved.
+        thresholds: least similarity of a question to an entry, by the entry's task; nothing is read if none is reached.
         metadata: short texts by name about the memory, such as how it is to be read; at most 4 KiB, which are part of
             the 64 KiB that a file may take beyond `nbytes`.
         payload_cache: dequantised payloads kept ready between questions; set its `limit` to keep more or fewer.

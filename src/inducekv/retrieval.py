@@ -111,8 +111,9 @@ def retrieve(
         top_k: entries a row reads at most; `None`: all.
         weights: `[n]` relaxed selection weights, >= 0; an entry of weight 0 is read only if nothing else is left.
         exclude: `[rows, n]` True where a row must not read an entry (an example's own entry: leave-one-out).
-        thresholds: `[n]` least similarity for each entry's task; a row whose best entry lies below its threshold
-            reads nothing (abstention, CHOICE).
+        thresholds: `[n]` least similarity for each entry's task; a row none of whose entries reaches its own threshold
+            reads nothing (abstention, CHOICE). To ask only the best entry would refuse questions of one task because
+            the entries of another, stricter one lie nearer.
         centering: see `similarities`.
     """
     similarity = similarities(query_keys, memory_keys, centering)
@@ -127,9 +128,8 @@ def retrieve(
     best, indices = best.flip(-1), indices.flip(-1)
     valid = best > -math.inf
     if thresholds is not None and count:
-        winner = indices[:, -1:]
-        enough = similarity.gather(1, winner) >= thresholds.to(similarity)[winner]
-        valid = valid & enough
+        near = (similarity >= thresholds.to(similarity)).gather(1, indices) & valid
+        valid = valid & near.any(-1, keepdim=True)
     chosen = logits.gather(1, indices).masked_fill(~valid, -math.inf)
     peak = chosen.detach().amax(-1, keepdim=True) if count else chosen
     peak = torch.where(peak.isfinite(), peak, torch.zeros_like(peak))
