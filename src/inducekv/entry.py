@@ -267,7 +267,8 @@ def check_entry(entry: Entry, layout: Layout, payload_dtype: PayloadDtype | str)
     stored, key_dtype = key_width(layout.key_dim, layout.key_dtype), KEY_DTYPES[layout.key_dtype]
     if tuple(entry.key.shape) != (stored,) or entry.key.dtype != key_dtype:
         raise ValueError(
-            f"key of entry {entry.id!r} must be {layout.key_dtype} [{layout.key_dim}], stored as {key_dtype} [{stored}], got {entry.key.dtype} {list(entry.key.shape)}"
+            f"key of entry {entry.id!r} must be {layout.key_dtype} [{layout.key_dim}], "
+            f"stored as {key_dtype} [{stored}], got {entry.key.dtype} {list(entry.key.shape)}"
         )
     numbers = (entry.key, payload.keys, payload.values, payload.key_scales, payload.value_scales)
     if not all(torch.isfinite(x).all() for x in numbers if x is not None):
