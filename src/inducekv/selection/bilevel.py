@@ -47,6 +47,8 @@ def bilevel(
     - The gradient of a mean log-likelihood is tiny and its scale says nothing about w. So the step is as long as it
       takes to exchange a given number of entries (at first the share `outer_lr` of those chosen); it grows when J of
       the new rounded weights, on all outer questions, is lower, and else shrinks, and the step is taken back.
+    - phi is fitted again when the entries have changed, not after a step that was taken back: until then only the
+      questions that read something else need to be scored anew.
     - It starts from the greedy choice or the one by herding, whichever has the lower J; few steps then suffice.
     """
     if problem.everything_fits:
@@ -65,11 +67,10 @@ def bilevel(
     progress.start("choosing entries", config.outer_steps)
     for step in range(config.outer_steps):
         held = indicator(chosen, len(problem))
-        trial_phi = fitter.fit(held, config.inner_steps, generator)
         gradient, terms = hypergradient(
             objective,
             held + GHOST * (1 - held),
-            trial_phi,
+            phi,
             objective.outer_batch(generator),
             objective.inner_batch(generator),
         )
@@ -78,9 +79,11 @@ def bilevel(
         relaxed = _step(held, direction, round(exchanges), problem)
         trial = round_weights(relaxed, costs, total)
         changed = held != indicator(trial, len(problem))
-        trial_value = _value(problem, trial, trial_phi) if bool(changed.any()) else value
+        trial_value = _value(problem, trial, phi) if bool(changed.any()) else value
         if trial_value < value:
-            weights, chosen, phi, value = relaxed, trial, trial_phi, trial_value
+            weights, chosen = relaxed, trial
+            phi = fitter.fit(indicator(chosen, len(problem)), config.inner_steps, generator)
+            value = _value(problem, chosen, phi)
             exchanges, refused = min(1.5 * exchanges, max(1.0, len(chosen) / 2)), 0
         else:
             refused += 1
