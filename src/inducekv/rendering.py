@@ -56,7 +56,6 @@ class Batch:
         place = torch.arange(tokens, device=self.answer_lengths.device)
         return place[None] >= tokens - self.answer_lengths[:, None]
 
-
     def part(self, places: Int[Tensor, "part"]) -> "Batch | None":
         """The rows at some places, numbered from 0; None where the text decoder's inputs do not come row by row.
 

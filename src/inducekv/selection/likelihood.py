@@ -34,7 +34,11 @@ class _Chunk:
     prepared: Prepared
     keys: Float[Tensor, "questions key_dim"]
     own: Bool[Tensor, "questions entries"]
-    known: dict[tuple[int, bytes, bytes], float] = field(default_factory=dict)  # by question and what it read
+    known: dict[tuple[bytes, int, bytes, bytes], float] = field(default_factory=dict)  # by phi, question, what it read
+
+    def forget_all_but(self, phis: Sequence[bytes]) -> None:
+        for key in [key for key in self.known if key[0] not in phis]:
+            del self.known[key]
 
 
 class LikelihoodScorer:
@@ -69,7 +73,7 @@ class LikelihoodScorer:
         self._ids = list(ids)
         progress.start("preparing questions", sum(map(len, splits.values())))
         self._chunks = {split: self._prepare(questions) for split, questions in splits.items()}
-        self._known_phi: Tensor | None = None
+        self._phis: list[bytes] = []  # the last two that questions were scored at
         progress.stop()
 
     def _prepare(self, questions: Sequence[Question]) -> list[_Chunk]:
@@ -141,14 +145,14 @@ class LikelihoodScorer:
         )
 
     def _score_what_changed(self, chunk: _Chunk, retrieved: Retrieved, phi: Tensor) -> Float[Tensor, " questions"]:
-        if self._known_phi is None or not torch.equal(phi, self._known_phi):
-            self._known_phi = phi.detach().clone()
+        at = phi.detach().numpy().tobytes()
+        if at not in self._phis:
+            self._phis = [*self._phis[-1:], at]
             for each in (chunk for chunks in self._chunks.values() for chunk in chunks):
-                each.known.clear()
+                each.forget_all_but(self._phis)
         read = retrieved.indices.masked_fill(~retrieved.valid, -1)
-        looked_up = [
-            (row, read[row].numpy().tobytes(), retrieved.alpha[row].numpy().tobytes()) for row in range(len(read))
-        ]
+        alpha = retrieved.alpha.detach()
+        looked_up = [(at, row, read[row].numpy().tobytes(), alpha[row].numpy().tobytes()) for row in range(len(read))]
         missing = torch.tensor([row for row, key in enumerate(looked_up) if key not in chunk.known], dtype=torch.long)
         if len(missing):
             part = _part(chunk, missing)
