@@ -32,7 +32,7 @@ from inducekv.training_state import TrainingState
 
 READING = ("key_layer", "key_pool", "key_centering", "retrieval", "top_k", "weighting", "visibility", "abstain")
 """Configuration that answering must share with learning; kept in the memory's metadata."""
-FINAL_STEPS = 10
+FINAL_STEPS = 5
 """Steps that fit phi to the entries that were chosen, whatever selector chose them. CHOICE."""
 
 
