@@ -1,0 +1,169 @@
+"""Measuring a point: what a memory filled under it makes of questions that were held out. Bytes are exact."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from inducekv.backbone import Backbone
+from inducekv.config import InduceKVConfig
+from inducekv.continual.graders import exact_match
+from inducekv.entry import Entry
+from inducekv.lookup import Lookup, Reading
+from inducekv.memory import KVMemory
+from inducekv.progress import SILENT, Progress
+from inducekv.retrieval import Calibration
+from inducekv.selection.herding import herd
+from inducekv.tuning.space import Point
+from inducekv.tuning.split import Split
+from inducekv.tuning.variants import Variants
+
+FIRST = 48
+"""Questions of a first look at a point. CHOICE."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a point was found to be.
+
+    Attributes:
+        point: the way of storing.
+        entries: that fit into the budget, or as many as there were examples.
+        nbytes: of the filled memory.
+        entry_nbytes: bytes an entry, mean.
+        nll: negative log-likelihood of each question's answer, nats, mean over its tokens.
+        correct: whether each question was answered correctly; None where only likelihood was measured.
+    """
+
+    point: Point
+    entries: int
+    nbytes: int
+    entry_nbytes: float
+    nll: tuple[float, ...]
+    correct: tuple[bool, ...] | None
+
+    @property
+    def likelihood(self) -> float:
+        """Mean over questions of exp(-nll): the probability of an answer's token, 0 to 1."""
+        return statistics.fmean(torch.tensor(self.nll).neg().exp().tolist())
+
+    @property
+    def accuracy(self) -> float | None:
+        """Percent of the questions answered correctly."""
+        return None if self.correct is None else 100 * statistics.fmean(self.correct)
+
+    @property
+    def mean_nll(self) -> float:
+        """Mean over questions, nats."""
+        return statistics.fmean(self.nll)
+
+
+class Bench:
+    """What all points share: examples encoded once, questions rendered and looked up once.
+
+    Args:
+        backbone: the frozen model.
+        split: what is learned and what is asked.
+        config: of the reading; the point's fields are replaced.
+        budget: bytes of each memory.
+        methods: pairs of method and tokens to encode for.
+        progress: told about encoding.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        split: Split,
+        config: InduceKVConfig,
+        budget: int,
+        methods: Sequence[tuple[str, int]],
+        progress: Progress = SILENT,
+    ) -> None:
+        self.backbone, self.split, self.budget = backbone, split, budget
+        self._config = config.replace(payload="keep_answer", payload_tokens=0, abstain=False, payload_layers=None)
+        self.variants = Variants(backbone, split.learned, self._config, methods, progress)
+        self._tasks = [task for task, _ in self.variants.learned]
+        asked = split.asked
+        self.keys = backbone.query_keys(
+            asked,
+            key_layer=config.key_layer,
+            key_pool=config.key_pool,
+            batch_size=config.batch_size,
+            progress=progress,
+        )
+        self.keys = self.keys.float().cpu()
+        cuts = [0, *([FIRST] if FIRST < len(asked) else []), len(asked)]
+        self._parts = list(zip(cuts, cuts[1:], strict=False))
+        size = config.batch_size
+        self._scored = [backbone.prepare(asked[a:b], True, embed=True, batch_size=size) for a, b in self._parts]
+        self._answered = backbone.prepare(asked, False, batch_size=size)
+        self._longest = max(batch.answer_lengths.max() for part in self._scored for batch in part.batches)
+
+    def first_look(self, point: Point) -> Measured | None:
+        """Likelihood of the first questions; None if not one entry fits."""
+        memory = self.fill(point)
+        return None if memory is None else self._measured(point, memory, self._nll(memory, 0), None)
+
+    def full(self, point: Point, first: Measured | None = None) -> Measured | None:
+        """Likelihood and accuracy on all questions; `first`, of the same point, saves measuring it again."""
+        memory = self.fill(point)
+        if memory is None:
+            return None
+        nll = list(first.nll) if first is not None else self._nll(memory, 0)
+        for part in range(1, len(self._parts)):
+            nll += self._nll(memory, part)
+        lookup = self._lookup(memory)
+        texts = self.backbone.generate(self._answered, lambda rows: lookup(self.keys[rows.cpu()]), int(self._longest))
+        correct = [exact_match(t, e.answer or "") for t, e in zip(texts, self.split.asked, strict=True)]
+        return self._measured(point, memory, nll, tuple(map(bool, correct)))
+
+    def fill(self, point: Point) -> KVMemory | None:
+        """A memory of the budget under a point, entries herded (no calibration); None if not one entry fits."""
+        from inducekv.model import empty_memory
+
+        memory = empty_memory(self.backbone, self._config.replace(**point.changes(), budget=2**62))
+        layout, dtype = memory.layout, memory.payload_dtype
+        encoded = self.variants.of(point.method)
+        sizes = [
+            layout.entry_nbytes(e.tokens, dtype, text)
+            for e, text in zip(encoded, self.variants.text_nbytes, strict=True)
+        ]
+        total = self.budget - layout.base_nbytes(self._tasks)
+        chosen = herd(self.variants.keys, sizes, total, self._tasks)
+        if not chosen:
+            return None
+        memory.replace_all(
+            [
+                Entry.of(
+                    encoded[i],
+                    id=str(i),
+                    task=self._tasks[i],
+                    payload_dtype=dtype,
+                    layers=layout.layers,
+                    key_dtype=layout.key_dtype,
+                )
+                for i in chosen
+            ]
+        )
+        memory.calibration = Calibration.initial(len(layout.layers), self._config.temperature)
+        self._sizes = [sizes[i] for i in chosen]
+        return memory
+
+    def _lookup(self, memory: KVMemory) -> Lookup:
+        return Lookup(self.backbone, self._config, Reading(memory, self._config))
+
+    def _nll(self, memory: KVMemory, part: int) -> list[float]:
+        lookup, start = self._lookup(memory), self._parts[part][0]
+        with torch.no_grad():
+            scores = self.backbone.score(self._scored[part], lambda rows: lookup(self.keys[start + rows.cpu()]))
+        return scores.nll.double().cpu().tolist()
+
+    def _measured(
+        self, point: Point, memory: KVMemory, nll: Sequence[float], correct: tuple[bool, ...] | None
+    ) -> Measured:
+        entries = sum(self._sizes)
+        nbytes = memory.layout.base_nbytes(memory.tasks) + entries
+        return Measured(point, len(memory), nbytes, entries / len(memory), tuple(nll), correct)
