@@ -100,7 +100,7 @@ def test_impossible_token_counts_are_refused(make):
 
 @pytest.mark.parametrize(
     ("dtype", "error"),
-    [("float32", 0.0), ("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 9e-3), ("int4", 0.075), ("int2", 0.34)],
+    [("float32", 0.0), ("float16", 1e-3), ("bfloat16", 8e-3), ("int8", 9e-3), ("int4", 0.075), ("int2", 0.7)],
 )
 def test_storage_error_is_within_the_format_relative_to_the_largest_number_of_the_head(dtype, error):
     tensor = (
@@ -133,6 +133,28 @@ def test_codes_lie_packed_and_come_back(dtype, bits, head_dim):
     assert int(packed[0, 0, 0]) == first, "the first code lies in the lowest bits"
     once = dequantise(*quantise(torch.randn(4, head_dim), dtype), dtype, head_dim)
     assert torch.allclose(dequantise(*quantise(once, dtype), dtype, head_dim), once, rtol=2e-3, atol=1e-3)
+
+
+def test_two_bits_of_a_normal_head_are_near_the_best_that_four_levels_can_do():
+    """Max (1960): 0.1175 of the variance for many numbers; a scale of one's own, fitted, gains a little in few."""
+    tensor = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
+    error = (dequantise(*quantise(tensor, "int2"), "int2", 64) - tensor).square().mean(-1)
+    assert 0.09 < float(error.mean()) < 0.1175
+    tensor[:, 5] = 30.0
+    shares = (dequantise(*quantise(tensor, "int2"), "int2", 64) - tensor).square().sum(-1) / tensor.square().sum(-1)
+    assert float(shares.mean()) < 0.12, "a large channel is spread before levels are chosen"
+
+
+def test_two_bits_are_written_as_the_format_says():
+    """Lowest level 0, lowest bits first, in the frame of the rotation."""
+    stored = quantise(torch.tensor([[-1.5104, -0.4528, 0.4528, 1.5104]]) @ HADAMARD, "int2")
+    assert stored.values.tolist() == [[0b11_10_01_00]] and stored.scales.tolist() == [1.0]
+    back = dequantise(torch.tensor([[0b00_01_10_11]], dtype=torch.uint8), torch.tensor([2.0]).half(), "int2", 4)
+    assert torch.allclose(back @ HADAMARD, torch.tensor([[3.0208, 0.9056, -0.9056, -3.0208]]), atol=1e-6)
+    assert dequantise(*quantise(torch.zeros(2, 8), "int2"), "int2", 8).eq(0).all()
+
+
+HADAMARD = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2
 
 
 def test_numbers_that_cannot_be_stored_are_refused():

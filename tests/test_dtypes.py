@@ -75,9 +75,11 @@ def test_payloads_and_models_may_differ_in_dtype(payload_dtype: PayloadDtype, dt
     for backbone, stored in ((exact, "float32"), (coarse, payload_dtype)):
         config = InduceKVConfig(budget="4MiB", payload="none", payload_dtype=stored, abstain=False)
         model = InducedModel.from_pretrained(backbone, config=config)
-        layers = model.memory.layout.layers
+        layers, key_dtype = model.memory.layout.layers, model.memory.layout.key_dtype
         for i, each in enumerate(encoded):
-            model.memory.add(Entry.of(each, id=str(i), task="t", payload_dtype=stored, layers=layers))
+            model.memory.add(
+                Entry.of(each, id=str(i), task="t", payload_dtype=stored, layers=layers, key_dtype=key_dtype)
+            )
         own = inputs_of(backbone, [example(backbone, 2, False)])
         with model.attached(record_mass=True) as attachment:
             logits, _, _ = answered(backbone, own)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from inducekv import memory_file
 from inducekv.compression.bits import unpack
-from inducekv.compression.storage import quantise
+from inducekv.compression.storage import dequantise, quantise
 from inducekv.config import InduceKVConfig, PayloadDtype
 from inducekv.encoded import Encoded
 from inducekv.entry import TEXT_LIMIT, Entry, Layout, Payload
@@ -239,9 +239,11 @@ def test_payloads_come_back_padded_and_dequantised(dtype: str) -> None:
         tokens = stored.tokens
         assert got.mask[place].tolist() == [i < tokens for i in range(got.mask.shape[1])]
         codes = stored.values.float()
-        if dtype in ("int4", "int2"):
-            codes = unpack(stored.values, int(dtype[-1]), 4).float() - (7 if dtype == "int4" else 1.5)
+        if dtype == "int4":
+            codes = unpack(stored.values, 4, 4).float() - 7
         values = codes * (1 if stored.value_scales is None else stored.value_scales.float()[..., None])
+        if dtype == "int2":  # test_compression says what its codes are
+            values = dequantise(stored.values, stored.value_scales, dtype, 4)
         assert torch.equal(got.values[place, :, :, :tokens], values.permute(1, 2, 0, 3))
         assert got.spans[place] == held.entries[index].span
     held.drop(["entry-0"])
@@ -397,6 +399,9 @@ def test_any_changed_byte_is_noticed(tmp_path: Path, which: str, place: float, f
         KVMemory.from_pretrained(tmp_path)
 
 
+GOOD_LAYOUT = {"layers": [0, 1, 2], "kv_heads": 2, "head_dim": 4, "key_dim": 8}
+
+
 def reindexed(directory: Path, **changes: object) -> None:
     """An attacker's edit: the index changed, its checksum made right again."""
     index = json.loads((directory / "memory.json").read_bytes()) | changes
@@ -411,7 +416,10 @@ def reindexed(directory: Path, **changes: object) -> None:
         ({"file": "/etc/passwd"}, "no valid tensor file"),
         ({"file": "memory-" + "0" * 32 + ".safetensors"}, "is missing"),
         ({"size": 10**15}, "truncated"),
-        ({"version": 2}, "format version 2"),
+        ({"version": 3}, "format version 3.*reads 1 and 2"),
+        ({"version": True}, "format version True"),
+        ({"version": [1]}, "format version"),
+        ({"version": 1, "payload_dtype": "int2"}, "2-bit payloads of format version 1.*learn the memory again"),
         ({"format": "pickle"}, "not the index of an inducekv memory"),
         ({"entries": 10**12}, "table of entries"),
         ({"entries": -1}, "table of entries"),
@@ -425,6 +433,9 @@ def reindexed(directory: Path, **changes: object) -> None:
         ({"layout": {"layers": [0], "kv_heads": 2, "head_dim": 4, "key_dim": 8}}, "calibration"),
         ({"layout": {"layers": [0, 1, 2], "kv_heads": 10**9, "head_dim": 4, "key_dim": 8}}, "not consistent"),
         ({"layout": {"layers": [0, 1, 2], "kv_heads": 1, "head_dim": 8, "key_dim": 8}}, "not consistent"),
+        ({"layout": {**GOOD_LAYOUT, "key_dtype": "int8"}}, "keys of 6 entries.*must be torch.int8"),
+        ({"layout": {**GOOD_LAYOUT, "key_dtype": "int3"}}, "key_dtype must be one of float16, int8, int4"),
+        ({"layout": {**GOOD_LAYOUT, "key_dtype": ["int8"]}}, "not consistent"),
         ({"layout": "flat"}, "not consistent"),
         ({"tasks": [["birds", 0.25]]}, "not consistent"),
         ({"tasks": [["birds", "high"], ["ships ü", None]]}, "threshold"),
@@ -458,6 +469,14 @@ def test_the_format_has_not_changed(tmp_path: Path) -> None:
     assert_same(loaded, filled())
     loaded.save_pretrained(tmp_path)
     assert files(tmp_path) == files(golden)
+
+
+def test_memories_of_the_first_format_are_read_and_saved_in_the_new_one(tmp_path: Path) -> None:
+    folder = Path(__file__).parent / "golden"
+    loaded = KVMemory.from_pretrained(folder / "memory-v1")
+    assert_same(loaded, filled())
+    loaded.save_pretrained(tmp_path)
+    assert files(tmp_path) == files(folder / "memory")
 
 
 def test_one_writer_at_a_time(tmp_path: Path) -> None:

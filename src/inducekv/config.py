@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from inducekv.compression import Compression
 
 PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int2"]
+KeyDtype = Literal["float16", "int8", "int4"]
 KeyPool = Literal["last", "mean"]
 Retrieval = Literal["in_flight", "two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
@@ -31,6 +32,7 @@ class InduceKVConfig:
             not the answer is pooled to (0 drops it); ignored by `none`.
         payload_dtype: number format of stored keys and values; `int8`, `int4` and `int2` have a float16 scale a token,
             layer and head.
+        key_dtype: number format of stored retrieval keys; integers are codes of the rotated key and need no scale.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's).
@@ -64,6 +66,7 @@ class InduceKVConfig:
     payload: "str | Compression" = "keep_answer"
     payload_tokens: int = 0
     payload_dtype: PayloadDtype = "int4"
+    key_dtype: KeyDtype = "int8"
     key_layer: int | None = None
     key_pool: KeyPool = "last"
     key_centering: bool = False
@@ -94,6 +97,7 @@ class InduceKVConfig:
             raise ValueError(f"budget must be at least one byte, got {self.budget!r}")
         for name, allowed in (
             ("payload_dtype", PayloadDtype),
+            ("key_dtype", KeyDtype),
             ("key_pool", KeyPool),
             ("retrieval", Retrieval),
             ("weighting", Weighting),
@@ -157,6 +161,7 @@ class InduceKVConfig:
                 "payload": "mean_pool",
                 "payload_tokens": 8,
                 "payload_dtype": "float16",
+                "key_dtype": "float16",
                 "key_layer": -1,
                 "key_pool": "mean",
                 "key_centering": False,

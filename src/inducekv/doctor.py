@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from inducekv.bytes import parse_bytes
+from inducekv.config import InduceKVConfig
 from inducekv.entry import BOOKKEEPING, Layout
 from inducekv.families import DECODERS, FAMILIES, refusals, rope_types, unknown_family
 
@@ -59,7 +60,8 @@ class Diagnosis:
         sizes = (self.layers, self.kv_heads, self.head_dim, self.hidden_size)
         if any(size is None for size in sizes):
             return None
-        return Layout(tuple(range(self.layers or 0)), self.kv_heads or 0, self.head_dim or 0, self.hidden_size or 0)
+        layers, key_dtype = tuple(range(self.layers or 0)), InduceKVConfig.key_dtype
+        return Layout(layers, self.kv_heads or 0, self.head_dim or 0, self.hidden_size or 0, key_dtype)
 
     def slot_nbytes(self, bits: int) -> int:
         """Bytes of one memory token in all layers: keys, values, and below 16 bits a float16 scale a layer and head.
@@ -78,7 +80,7 @@ class Diagnosis:
         layout = self.layout
         slot = self.slot_nbytes(bits)
         assert layout is not None  # slot_nbytes has raised
-        each = tokens * slot + 2 * layout.key_dim + BOOKKEEPING + TEXT_NBYTES
+        each = tokens * slot + layout.key_nbytes + BOOKKEEPING + TEXT_NBYTES
         return max(0, parse_bytes(budget) - layout.base_nbytes(["task"])) // each
 
     def to_dict(self, budgets: Sequence[str], tokens: int) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import normalize
 
-from inducekv.entry import Entry
+from inducekv.entry import Entry, Layout
 from inducekv.entry_table import EntryTable
 from inducekv.stored_entries import StoredEntries, StoredEntry
+from inducekv.stored_keys import decode_keys
 
 ROWS = 4096
 """Keys that are converted at once."""
@@ -184,9 +184,9 @@ class Entries(Sequence[Entry]):
 
     # -- retrieval keys
 
-    def unit_keys(self, key_dim: int) -> Float32[Tensor, "n key_dim"]:
+    def unit_keys(self, layout: Layout) -> Float32[Tensor, "n key_dim"]:
         """Retrieval keys `[n, key_dim]`, float32, unit norm; a few thousand at once, so that no other copy is made."""
-        keys, place = torch.empty(len(self), key_dim), 0
+        keys, place = torch.empty(len(self), layout.key_dim), 0
         for run in self.runs():
             count = run.stop - run.start if run.held is None else len(run.held)
             for start in range(0, count, ROWS):
@@ -196,7 +196,7 @@ class Entries(Sequence[Entry]):
                     part = run.store.keys(run.start + start, run.start + stop)
                 else:
                     part = torch.stack([entry.key for entry in run.held[start:stop]])
-                keys[place : place + stop - start] = normalize(part.float(), dim=-1)
+                keys[place : place + stop - start] = decode_keys(part, layout.key_dtype, layout.key_dim)
                 place += stop - start
         return keys
 

@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float16, Num
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from inducekv.compression.storage import BITS, STORAGE_DTYPES, dequantise, quantise, stored_width
-from inducekv.config import PayloadDtype
+from inducekv.config import KeyDtype, PayloadDtype
 from inducekv.encoded import Encoded
+from inducekv.stored_keys import KEY_DTYPES, check_key_dtype, encode_key, key_width
 
 TEXT_LIMIT = 512
 """UTF-8 bytes of question and answer kept with an entry, together."""
@@ -30,12 +31,14 @@ class Layout:
         layers: the model's layers that payloads are kept for, ascending.
         kv_heads, head_dim: of those layers.
         key_dim: length of a retrieval key.
+        key_dtype: number format of the stored keys.
     """
 
     layers: tuple[int, ...]
     kv_heads: int
     head_dim: int
     key_dim: int
+    key_dtype: KeyDtype | str = "float16"
 
     def __post_init__(self) -> None:
         sizes = (len(self.layers), self.kv_heads, self.head_dim, self.key_dim)
@@ -45,6 +48,12 @@ class Layout:
             raise ValueError(f"a layout needs at least one layer, head and dimension, got {self}")
         if sorted(set(self.layers)) != list(self.layers):
             raise ValueError(f"layers must be ascending and different, got {self.layers}")
+        check_key_dtype(self.key_dtype)
+
+    @property
+    def key_nbytes(self) -> int:
+        """Bytes of a stored retrieval key."""
+        return key_width(self.key_dim, self.key_dtype) * KEY_DTYPES[self.key_dtype].itemsize
 
     def payload_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str) -> int:
         """Bytes of keys and values of `tokens` tokens, without scales."""
@@ -58,7 +67,7 @@ class Layout:
     def entry_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str, text_nbytes: int) -> int:
         """Bytes that an entry takes in the memory file: key, payload, scales, bookkeeping, text (`text_nbytes`)."""
         payload = self.payload_nbytes(tokens, payload_dtype) + self.scales_nbytes(tokens, payload_dtype)
-        return 2 * self.key_dim + payload + BOOKKEEPING + text_nbytes
+        return self.key_nbytes + payload + BOOKKEEPING + text_nbytes
 
     def base_nbytes(self, tasks: Iterable[str]) -> int:
         """Bytes beside the entries: the calibration phi (float32) and the table of tasks."""
@@ -124,7 +133,7 @@ class Entry:
     Attributes:
         id: unique in a memory; at most 128 UTF-8 bytes.
         task: name of the task it was learned with; at most 128 UTF-8 bytes.
-        key: `[key_dim]` float16, unit norm.
+        key: `[stored]` as it lies in the file (see `stored_keys`): `[key_dim]` of unit norm if float16, else codes.
         payload: see `Payload`.
         span: positions it occupies.
         answer_length: answer tokens of the original example.
@@ -133,7 +142,7 @@ class Entry:
 
     id: str
     task: str
-    key: Float16[Tensor, "key_dim"]
+    key: Num[Tensor, "stored"]
     payload: Payload
     span: int
     answer_length: int
@@ -159,6 +168,7 @@ class Entry:
         task: str,
         payload_dtype: PayloadDtype | str,
         layers: tuple[int, ...] | None = None,
+        key_dtype: KeyDtype | str = "float16",
         question: str = "",
         answer: str = "",
     ) -> "Entry":
@@ -169,11 +179,12 @@ class Entry:
             id, task, question, answer: as of an entry.
             payload_dtype: number format of the payload.
             layers: the layers to store (a memory's `Layout.layers`), ascending; `None`: all.
+            key_dtype: number format of the retrieval key (a memory's `Layout.key_dtype`).
 
         Raises:
-            ValueError: as `Payload.store`, or a name or number that an entry may not have.
+            ValueError: as `Payload.store` and `encode_key`, or a name or number that an entry may not have.
         """
-        key = encoded.key.detach().cpu().to(torch.float16)
+        key = encode_key(encoded.key.detach().cpu(), key_dtype)
         payload = Payload.store(encoded, payload_dtype, layers)
         return cls(id, task, key, payload, encoded.span, encoded.answer_length, question, answer)
 
@@ -253,10 +264,11 @@ def check_entry(entry: Entry, layout: Layout, payload_dtype: PayloadDtype | str)
                 f"{name} of entry {entry.id!r} must be float16 {list(shape[:-1])}, "
                 f"got {scales.dtype} {list(scales.shape)}"
             )
-    if tuple(entry.key.shape) != (layout.key_dim,) or entry.key.dtype != torch.float16:
+    stored, key_dtype = key_width(layout.key_dim, layout.key_dtype), KEY_DTYPES[layout.key_dtype]
+    if tuple(entry.key.shape) != (stored,) or entry.key.dtype != key_dtype:
         raise ValueError(
-            f"key of entry {entry.id!r} must be float16 [{layout.key_dim}], "
-            f"got {entry.key.dtype} {list(entry.key.shape)}"
+            f"key of entry {entry.id!r} must be {layout.key_dtype} [{layout.key_dim}], "
+            f"stored as {key_dtype} [{stored}], got {entry.key.dtype} {list(entry.key.shape)}"
         )
     numbers = (entry.key, payload.keys, payload.values, payload.key_scales, payload.value_scales)
     if not all(torch.isfinite(x).all() for x in numbers if x is not None):

@@ -82,7 +82,7 @@ def learn(
         raise BudgetError(
             f"one entry of {task!r} takes {format_bytes(int(costs[len(old) :].min()))}, but the budget of "
             f"{format_bytes(memory.budget)} leaves {format_bytes(max(total, 0))} for entries; raise the budget, "
-            "or make entries smaller (payload, payload_tokens, payload_dtype)"
+            "or make entries smaller (payload, payload_tokens, payload_dtype, key_dtype)"
         )
     with watch("prepare"):
         asked = [examples[i] for i in (*roles.calibration, *roles.current)]
@@ -228,6 +228,7 @@ def _extract(
                     question=example.question,
                     answer=example.answer or "",
                     layers=memory.layout.layers,
+                    key_dtype=memory.layout.key_dtype,
                 )
             )
             keys.append(whole.key.detach().float().cpu())

@@ -104,7 +104,7 @@ class KVMemory:
         """`nbytes` split into keys, payload, scales, text, bookkeeping and calibration."""
         table, calibration = self._entries.table, self.layout.base_nbytes(())
         return {
-            "keys": 2 * self.layout.key_dim * len(self),
+            "keys": self.layout.key_nbytes * len(self),
             "payload": self.layout.payload_nbytes(table.tokens, self.payload_dtype),
             "scales": self.layout.scales_nbytes(table.tokens, self.payload_dtype),
             "text": table.text,
@@ -248,7 +248,7 @@ class KVMemory:
     def keys(self) -> Float32[Tensor, "n key_dim"]:
         """Retrieval keys `[n, key_dim]`, float32, unit norm, in the order of `entries`."""
         if self._keys is None:
-            self._keys = self._entries.unit_keys(self.layout.key_dim)
+            self._keys = self._entries.unit_keys(self.layout)
         return self._keys
 
     def threshold_of_entries(self) -> Float[Tensor, "n"]:

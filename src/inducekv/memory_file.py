@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from inducekv.backbone import Backbone
     from inducekv.memory import KVMemory
 
-FORMAT, VERSION = "inducekv-memory", 1
+FORMAT, VERSION = "inducekv-memory", 2
+READ = (1, 2)
+"""Versions that are read. Version 1 wrote 2-bit payloads in other levels, and all retrieval keys in float16."""
 INDEX = "memory.json"
 LOCK = ".memory.lock"
 NAME = re.compile(r"memory-[0-9a-f]{32}\.safetensors")
@@ -99,6 +101,7 @@ def save(memory: "KVMemory", directory: Path) -> None:
             "kv_heads": layout.kv_heads,
             "head_dim": layout.head_dim,
             "key_dim": layout.key_dim,
+            "key_dtype": layout.key_dtype,
         },
         "tasks": [[task, memory.thresholds.get(task)] for task in memory.tasks],
         "fingerprint": memory.fingerprint,
@@ -188,10 +191,16 @@ def _read_index(directory: Path) -> dict[str, Any]:
         raise MemoryFileError(f"{path} is truncated or not JSON: {error}") from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise MemoryFileError(f"{path} is not the index of an inducekv memory")
-    if index.get("version") != VERSION:
-        raise MemoryFileError(f"{path} has format version {index.get('version')!r}, this library reads {VERSION}")
+    if index.get("version") not in READ or isinstance(index["version"], bool):
+        raise MemoryFileError(
+            f"{path} has format version {index.get('version')!r}, this library reads {' and '.join(map(str, READ))}"
+        )
     if index.get("index_sha256") != _index_digest(index):
         raise MemoryFileError(f"{path} was edited or damaged: its checksum does not match")
+    if index["version"] == 1 and index.get("payload_dtype") == "int2":
+        raise MemoryFileError(
+            f"{path} holds 2-bit payloads of format version 1, whose levels are no longer read; learn the memory again"
+        )
     return index
 
 

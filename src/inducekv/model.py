@@ -273,7 +273,8 @@ class InducedModel:
             return Reading(memory, self.config)
         check_fingerprint(memory.fingerprint, self.backbone)
         config = config_of(memory) if "reading" in memory.metadata else self.config
-        _check_keys(self.backbone, memory, self.config.replace(payload_dtype=memory.payload_dtype))
+        formats = {"payload_dtype": memory.payload_dtype, "key_dtype": memory.layout.key_dtype}
+        _check_keys(self.backbone, memory, self.config.replace(**formats))
         return Reading(memory, config.replace(key_layer=self.config.key_layer))
 
     # -- files
@@ -303,7 +304,8 @@ def empty_memory(backbone: Backbone, config: InduceKVConfig) -> KVMemory:
                 f"in-flight retrieval needs a key_layer below {backbone.layers}, so that a layer is left that can read "
                 f"memory; got {config.key_layer}: choose a lower one, or retrieval='two_pass'"
             )
-    layout = Layout(tuple(range(lowest, backbone.layers)), backbone.kv_heads, backbone.head_dim, backbone.hidden_size)
+    layers = tuple(range(lowest, backbone.layers))
+    layout = Layout(layers, backbone.kv_heads, backbone.head_dim, backbone.hidden_size, config.key_dtype)
     fingerprint = backbone.fingerprint(key_layer=config.key_layer, key_pool=config.key_pool)
     return KVMemory(config.budget, layout, config.payload_dtype, fingerprint)
 
@@ -332,7 +334,8 @@ def config_of(memory: KVMemory) -> InduceKVConfig:
         if stored:
             stored.setdefault("retrieval", "two_pass")  # memories from before there was a choice
         reading = {name: stored[name] for name in READING if name in stored}
-        fields = {**reading, "budget": memory.budget, "payload_dtype": memory.payload_dtype}
+        formats = {"payload_dtype": memory.payload_dtype, "key_dtype": memory.layout.key_dtype}
+        fields = {**reading, "budget": memory.budget, **formats}
         return InduceKVConfig.from_dict(fields)
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the memory says nothing usable about how it is to be read: {error}") from error
@@ -346,6 +349,11 @@ def _check_keys(backbone: Backbone, memory: KVMemory, config: InduceKVConfig) ->
                 f"the memory's retrieval keys have {name} {memory.fingerprint.get(name)!r}, the configuration says "
                 f"{wanted[name]!r}; use the memory's, or learn into a new memory"
             )
+    if config.key_dtype != memory.layout.key_dtype:
+        raise ValueError(
+            f"the memory stores retrieval keys as {memory.layout.key_dtype}, the configuration says "
+            f"{config.key_dtype}; use the memory's, or learn into a new memory"
+        )
     if config.payload_dtype != memory.payload_dtype:
         raise ValueError(
             f"the memory stores payloads as {memory.payload_dtype}, the configuration says {config.payload_dtype}; "

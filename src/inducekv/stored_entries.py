@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float16
+from jaxtyping import Num
 from torch import Tensor
 
 from inducekv.compression.storage import BITS, STORAGE_DTYPES, stored_width
 from inducekv.config import PayloadDtype
 from inducekv.entry import Entry, Layout, Payload
 from inducekv.entry_table import ANSWER_LENGTH, SPAN, TASK, TOKENS, EntryTable
+from inducekv.stored_keys import KEY_DTYPES, key_width
 from inducekv.tensor_file import Block, MemoryFileError, TensorFile
 
 PARTS = ("payload_keys", "payload_values", "key_scales", "value_scales")
@@ -31,7 +32,7 @@ def blocks_of(
     payload = Block(STORAGE_DTYPES[payload_dtype], (*rows, stored_width(layout.head_dim, payload_dtype)))
     scales = Block(torch.float16, rows)
     return {
-        "keys": Block(torch.float16, (entries, layout.key_dim)),
+        "keys": Block(KEY_DTYPES[layout.key_dtype], (entries, key_width(layout.key_dim, layout.key_dtype))),
         "payload_keys": payload,
         "payload_values": payload,
         **({"key_scales": scales, "value_scales": scales} if payload_dtype in BITS else {}),
@@ -64,8 +65,8 @@ class StoredEntries:
         """One entry; nothing is read yet."""
         return StoredEntry.at(self, row)
 
-    def keys(self, start: int, stop: int) -> Float16[Tensor, "rows key_dim"]:
-        """Retrieval keys of rows `start` to `stop`, float16, as stored. Raises `MemoryFileError` as `TensorFile`."""
+    def keys(self, start: int, stop: int) -> Num[Tensor, "rows stored"]:
+        """Retrieval keys of rows `start` to `stop`, as stored. Raises `MemoryFileError` as `TensorFile`."""
         return self.file.read("keys", start, stop)
 
     def payload(self, row: int) -> Payload:
@@ -178,7 +179,7 @@ class StoredEntry(Entry):
         return self._number(ANSWER_LENGTH)
 
     @property
-    def key(self) -> Float16[Tensor, "key_dim"]:
+    def key(self) -> Num[Tensor, "stored"]:
         return self._store.keys(self._row, self._row + 1)[0]
 
     @property

@@ -264,5 +264,5 @@ def _configuration(stored: KVMemory | None, changes: dict[str, Any]) -> InduceKV
     if stored is None:
         return InduceKVConfig.from_dict(changes)
     kept = json.loads(stored.metadata.get("reading", "{}"))
-    known = {"budget": stored.budget, "payload_dtype": stored.payload_dtype}
+    known = {"budget": stored.budget, "payload_dtype": stored.payload_dtype, "key_dtype": stored.layout.key_dtype}
     return InduceKVConfig.from_dict({**kept, **known, **changes})

@@ -7,6 +7,7 @@ from jaxtyping import Float, Num
 from torch import Tensor
 
 from inducekv.compression.bits import pack, packed_bytes, unpack
+from inducekv.compression.gaussian import Levels, decode_levels, encode_levels
 from inducekv.config import PayloadDtype
 
 STORAGE_DTYPES: dict[str, torch.dtype] = {
@@ -21,8 +22,8 @@ STORAGE_DTYPES: dict[str, torch.dtype] = {
 
 BITS = {"int8": 8, "int4": 4, "int2": 2}
 """Bits of a code, for formats that have scales."""
-LEVELS = {"int8": 127.0, "int4": 7.0, "int2": 1.5}
-"""Largest code. CHOICE: symmetric; 8 and 4 bits have a zero, the four codes of 2 bits are -1.5, -0.5, 0.5 and 1.5."""
+LARGEST = {"int8": 127, "int4": 7}
+"""Largest code. CHOICE: symmetric, with a zero; 2 bits are too few for even steps (see `gaussian`)."""
 
 
 class Stored(NamedTuple):
@@ -30,7 +31,7 @@ class Stored(NamedTuple):
 
     Attributes:
         values: `[..., stored_width]` in the storage dtype (see `stored_width`).
-        scales: `[...]` float16, only for integer formats: what one step of the code is worth.
+        scales: `[...]` float16, only for integer formats: what one step of the code (2 bits: a level of 1) is worth.
     """
 
     values: Num[Tensor, "*tokens stored"]
@@ -43,7 +44,10 @@ def stored_width(head_dim: int, dtype: PayloadDtype | str) -> int:
 
 
 def quantise(tensor: Float[Tensor, "*tokens head_dim"], dtype: PayloadDtype | str) -> Stored:
-    """Writes payload numbers in a storage format (CHOICE: integers are symmetric, scaled by a head's largest number).
+    """Writes payload numbers in a storage format.
+
+    CHOICE: 8 and 4 bits are symmetric, in even steps, scaled by a head's largest number; 2 bits are levels of the
+    rotated head (`gaussian.encode_levels`).
 
     Args:
         tensor: `[..., head_dim]`, any float dtype; usually `[tokens, layers, kv_heads, head_dim]`.
@@ -61,15 +65,17 @@ def quantise(tensor: Float[Tensor, "*tokens head_dim"], dtype: PayloadDtype | st
         if not torch.isfinite(values).all():
             raise ValueError(f"a payload holds numbers too large for {dtype}; use payload_dtype='bfloat16' or 'int8'")
         return Stored(values.contiguous(), None)
-    numbers, largest = tensor.float(), LEVELS[dtype]
+    if dtype == "int2":
+        levels = encode_levels(tensor)
+        return Stored(pack(levels.codes, 2), levels.scales)
+    numbers, largest = tensor.float(), LARGEST[dtype]
     scales = (numbers.abs().amax(-1) / largest).to(torch.float16)
     steps = scales.float().unsqueeze(-1)
     ratios = torch.where(steps > 0, numbers / steps.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
-    offset = largest % 1
-    codes = (ratios - offset).round().clamp(-largest - offset, largest - offset)
+    codes = ratios.round().clamp(-largest, largest)
     if dtype == "int8":
         return Stored(codes.to(torch.int8), scales)
-    return Stored(pack((codes + largest + offset).to(torch.uint8), BITS[dtype]), scales)
+    return Stored(pack((codes + largest).to(torch.uint8), BITS[dtype]), scales)
 
 
 def dequantise(
@@ -83,9 +89,12 @@ def dequantise(
     Returns:
         `[..., head_dim]` float32.
     """
-    if dtype in BITS and dtype != "int8":
-        largest = LEVELS[dtype]
-        numbers = unpack(values, BITS[dtype], head_dim).to(torch.float32) - largest
+    if dtype == "int2":
+        if scales is None:
+            raise ValueError("2-bit payloads need their scales")
+        return decode_levels(Levels(unpack(values, 2, head_dim), scales))
+    if dtype == "int4":
+        numbers = unpack(values, 4, head_dim).to(torch.float32) - LARGEST[dtype]
     else:
         numbers = values.to(torch.float32)
     return numbers if scales is None else numbers * scales.to(torch.float32).unsqueeze(-1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from inducekv.continual.ledger import HALF, Ledger
+from inducekv.continual.ledger import Ledger
 from inducekv.continual.methods.base import Method
 from inducekv.continual.stream import Experience
 from inducekv.entry import BOOKKEEPING
@@ -50,6 +50,6 @@ class NearestNeighbour(Method):
 
     def ledger(self) -> Ledger:
         memory = self._model.memory
-        each = HALF * memory.layout.key_dim + BOOKKEEPING
+        each = memory.layout.key_nbytes + BOOKKEEPING
         tasks = memory.layout.base_nbytes(memory.tasks) - memory.layout.base_nbytes(())
         return Ledger(each * len(memory) + sum(len(entry.text) for entry in memory.entries) + tasks)

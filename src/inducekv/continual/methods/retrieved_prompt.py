@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from inducekv.continual.ledger import HALF, Ledger
+from inducekv.continual.ledger import Ledger
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.buffer import buffer_nbytes
 from inducekv.continual.stream import Experience
@@ -75,10 +75,10 @@ class RetrievedPrompt(Method):
         return self.sources.nbytes + keys + memory.layout.base_nbytes(memory.tasks) - memory.layout.base_nbytes(())
 
     def ledger(self) -> Ledger:
-        """Σ over entries (2 · d + pictures + texts) and the table of tasks."""
+        """Σ over entries (key + pictures + texts) and the table of tasks."""
         memory = self._model.memory
         tasks = memory.layout.base_nbytes(memory.tasks) - memory.layout.base_nbytes(())
-        return Ledger(HALF * memory.layout.key_dim * len(memory) + buffer_nbytes(self.sources) + tasks)
+        return Ledger(memory.layout.key_nbytes * len(memory) + buffer_nbytes(self.sources) + tasks)
 
     def save(self, directory: Path) -> None:
         """The sources; the keys are its partner's, which saves itself."""
