@@ -5,15 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig
 from inducekv.continual.graders import exact_match
-from inducekv.entry import Entry
 from inducekv.lookup import Lookup, Reading
-from inducekv.memory import KVMemory
+from inducekv.memory import BudgetError, KVMemory
+from inducekv.memory_config import empty_memory
 from inducekv.progress import SILENT, Progress
 from inducekv.retrieval import Calibration
 from inducekv.selection.herding import herd
@@ -56,9 +58,20 @@ class Measured:
         return None if self.correct is None else 100 * statistics.fmean(self.correct)
 
     @property
+    def worth(self) -> float:
+        """What points are ranked by, 0 to 1: mean of accuracy and likelihood, which has less noise. CHOICE."""
+        return self.likelihood if self.accuracy is None else (self.accuracy / 100 + self.likelihood) / 2
+
+    @property
     def mean_nll(self) -> float:
         """Mean over questions, nats."""
         return statistics.fmean(self.nll)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The numbers as JSON values."""
+        point = self.point.changes() | {"payload_layers": list(self.point.payload_layers)}
+        numbers = ("entries", "nbytes", "entry_nbytes", "accuracy", "likelihood", "mean_nll", "worth")
+        return {"point": point, **{name: getattr(self, name) for name in numbers}}
 
 
 class Bench:
@@ -95,8 +108,8 @@ class Bench:
             progress=progress,
         )
         self.keys = self.keys.float().cpu()
-        cuts = [0, *([FIRST] if FIRST < len(asked) else []), len(asked)]
-        self._parts = list(zip(cuts, cuts[1:], strict=False))
+        cuts = [0, *([FIRST] if len(asked) > FIRST else []), len(asked)]
+        self._parts = list(pairwise(cuts))
         size = config.batch_size
         self._scored = [backbone.prepare(asked[a:b], True, embed=True, batch_size=size) for a, b in self._parts]
         self._answered = backbone.prepare(asked, False, batch_size=size)
@@ -122,34 +135,21 @@ class Bench:
 
     def fill(self, point: Point) -> KVMemory | None:
         """A memory of the budget under a point, entries herded (no calibration); None if not one entry fits."""
-        from inducekv.model import empty_memory
-
-        memory = empty_memory(self.backbone, self._config.replace(**point.changes(), budget=2**62))
-        layout, dtype = memory.layout, memory.payload_dtype
-        encoded = self.variants.of(point.method)
-        sizes = [
-            layout.entry_nbytes(e.tokens, dtype, text)
-            for e, text in zip(encoded, self.variants.text_nbytes, strict=True)
-        ]
-        total = self.budget - layout.base_nbytes(self._tasks)
-        chosen = herd(self.variants.keys, sizes, total, self._tasks)
+        config = self._config.replace(**point.changes(), budget=self.budget)
+        try:
+            memory = empty_memory(self.backbone, config)
+        except BudgetError:
+            return None
+        layout, data = memory.layout, self.variants
+        encoded = data.of(point.method)
+        lengths = zip(encoded, data.text_nbytes, strict=True)
+        sizes = [layout.entry_nbytes(e.tokens, memory.payload_dtype, text) for e, text in lengths]
+        chosen = herd(data.keys, sizes, self.budget - layout.base_nbytes(self._tasks), self._tasks)
         if not chosen:
             return None
-        memory.replace_all(
-            [
-                Entry.of(
-                    encoded[i],
-                    id=str(i),
-                    task=self._tasks[i],
-                    payload_dtype=dtype,
-                    layers=layout.layers,
-                    key_dtype=layout.key_dtype,
-                )
-                for i in chosen
-            ]
-        )
-        memory.calibration = Calibration.initial(len(layout.layers), self._config.temperature)
-        self._sizes = [sizes[i] for i in chosen]
+        formats = (memory.payload_dtype, layout.layers, layout.key_dtype)
+        memory.replace_all([data.entry(i, point.method, *formats) for i in chosen])
+        memory.calibration = Calibration.initial(len(layout.layers), config.temperature)
         return memory
 
     def _lookup(self, memory: KVMemory) -> Lookup:
@@ -164,6 +164,5 @@ class Bench:
     def _measured(
         self, point: Point, memory: KVMemory, nll: Sequence[float], correct: tuple[bool, ...] | None
     ) -> Measured:
-        entries = sum(self._sizes)
-        nbytes = memory.layout.base_nbytes(memory.tasks) + entries
-        return Measured(point, len(memory), nbytes, entries / len(memory), tuple(nll), correct)
+        entries = memory.nbytes - memory.layout.base_nbytes(memory.tasks)
+        return Measured(point, len(memory), memory.nbytes, entries / len(memory), tuple(nll), correct)

@@ -12,10 +12,11 @@ from torch import Tensor
 from inducekv.backbone import Backbone
 from inducekv.compression import compression_named
 from inducekv.compression.base import Compression
-from inducekv.config import InduceKVConfig
+from inducekv.config import InduceKVConfig, KeyDtype, PayloadDtype
 from inducekv.encoded import Encoded
 from inducekv.entry import Entry
 from inducekv.examples import Example
+from inducekv.learner import entry_id
 from inducekv.progress import SILENT, Progress
 
 HELD = 2 * 2**30
@@ -37,7 +38,8 @@ class Variants:
     Attributes:
         learned: as given, without those that `HELD` bytes had no room for.
         keys: `[examples, key_dim]` float32 unit-norm retrieval keys.
-        text_nbytes: bytes of each one's text in a memory file.
+        names: ids of their entries.
+        text_nbytes: bytes of it in a memory file.
     """
 
     def __init__(
@@ -48,10 +50,11 @@ class Variants:
         methods: Sequence[tuple[str, int]],
         progress: Progress = SILENT,
     ) -> None:
-        compressions = {(name, n): compression_named(config.replace(payload=name, payload_tokens=n)) for name, n in methods}
+        compressions = {
+            (name, n): compression_named(config.replace(payload=name, payload_tokens=n)) for name, n in methods
+        }
         scorer = next((x.scorer for x in compressions.values() if x.scorer is not None), None)
         self._variants: dict[tuple[str, int], list[Encoded]] = {method: [] for method in methods}
-        self.text_nbytes: list[int] = []
         keys: list[Tensor] = []
         held, order = 0, _taking_turns([task for task, _ in learned])
         progress.start("encoding examples", len(order))
@@ -64,17 +67,24 @@ class Variants:
                 batch_size=config.batch_size,
                 scorer=scorer,
             )
-            for i, whole in zip(some, encoded, strict=True):
+            for whole in encoded:
                 for method, compression in compressions.items():
                     held += self._keep(method, compression, whole)
                 keys.append(whole.key.detach().float().cpu())
-                self.text_nbytes.append(_text_nbytes(whole, *learned[i]))
             progress.advance(len(some))
             if held > HELD:
                 break
         progress.stop()
         self.learned = [learned[i] for i in order[: len(keys)]]
         self.keys: Float[Tensor, "examples key_dim"] = torch.stack(keys)
+        self.names: list[str] = []
+        for task, example in self.learned:
+            self.names.append(entry_id(example.identifier, task, set(self.names)))
+        method = next(iter(self._variants))
+        self.text_nbytes = [
+            self.entry(i, method, payload_dtype="float16", layers=None, key_dtype="float16").text_nbytes
+            for i in range(len(self.learned))
+        ]
 
     def _keep(self, method: tuple[str, int], compression: Compression, whole: Encoded) -> int:
         small = compression.compress(whole)
@@ -87,6 +97,27 @@ class Variants:
         """The examples under a method, in the order of `learned`."""
         return self._variants[method]
 
+    def entry(
+        self,
+        place: int,
+        method: tuple[str, int],
+        payload_dtype: PayloadDtype | str,
+        layers: tuple[int, ...] | None,
+        key_dtype: KeyDtype | str,
+    ) -> Entry:
+        """An example as it would be stored."""
+        task, example = self.learned[place]
+        return Entry.of(
+            self.of(method)[place],
+            id=self.names[place],
+            task=task,
+            payload_dtype=payload_dtype,
+            layers=layers,
+            key_dtype=key_dtype,
+            question=example.question,
+            answer=example.answer or "",
+        )
+
 
 def _taking_turns(tasks: Sequence[str]) -> list[int]:
     """Places in an order in which tasks take turns, so that any first part has all of them."""
@@ -96,12 +127,3 @@ def _taking_turns(tasks: Sequence[str]) -> list[int]:
         turns[task] = turns.get(task, 0) + 1
         keyed.append((turns[task], place))
     return [place for _, place in sorted(keyed)]
-
-
-def _text_nbytes(whole: Encoded, task: str, example: Example) -> int:
-    """What id, question and answer take in the file."""
-    one = whole.select(torch.tensor([whole.tokens - 1]))
-    entry = Entry.of(
-        one, id=example.identifier, task=task, payload_dtype="float32", question=example.question, answer=example.answer or ""
-    )
-    return entry.text_nbytes
