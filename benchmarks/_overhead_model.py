@@ -159,7 +159,9 @@ def memory_of(sizes: Sizes, backbone: Backbone, config: InduceKVConfig, entries:
             sizes.entry_tokens,
             1,
         )
-        made.append(Entry.of(encoded, id=str(number), task=TASK, payload_dtype=config.payload_dtype))
+        made.append(
+            Entry.of(encoded, id=str(number), task=TASK, payload_dtype=config.payload_dtype, key_dtype=config.key_dtype)
+        )
     memory.add_all(made)
     return memory
 

@@ -54,6 +54,7 @@ UNBUDGETED: dict[str, LiveCompression] = {"RotateKV, 4 bits": RotateKV(bits=4), 
 
 METHODS: dict[str, Callable[[float], LiveCompression]] = {
     "ShiftKV": ShiftKV,
+    "ShiftKV, unlike 0.5": lambda budget: ShiftKV(budget, unlike=0.5),
     "PrefixKV(ShiftKV)": lambda budget: PrefixKV(ShiftKV(budget)),
     "PrefixKV": lambda budget: PrefixKV(AttentionSum(budget)),
     "AttentionSum": AttentionSum,
@@ -61,6 +62,7 @@ METHODS: dict[str, Callable[[float], LiveCompression]] = {
     "SphericalKV": SphericalKV,
     "RotateKV 4 bits of ShiftKV, 3 x tokens": lambda budget: RotateKV(ShiftKV(min(1.0, 3 * budget)), bits=4),
     "RetentiveKV": RetentiveKV,
+    "RetentiveKV, moments": lambda budget: RetentiveKV(budget, readout="moments"),
     "RetentiveKV, elu": lambda budget: RetentiveKV(budget, readout="elu"),
     "RetentiveKV's score, plain": lambda budget: RetentiveKV(budget, readout="none"),
 }

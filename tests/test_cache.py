@@ -87,7 +87,9 @@ def test_a_model_with_its_memory_gives_out_caches() -> None:
     model = InducedModel.from_pretrained(backbone, config=config)
     learned = [example(backbone, seed) for seed in (1, 3, 4)]
     for i, encoded in enumerate(backbone.encode(learned)):
-        model.memory.add(Entry.of(encoded, id=str(i), task="t", payload_dtype="float32"))
+        model.memory.add(
+            Entry.of(encoded, id=str(i), task="t", payload_dtype="float32", key_dtype=model.memory.layout.key_dtype)
+        )
     inputs = inputs_of(backbone, [example(backbone, seed, False) for seed in (2, 5)])
     cache, kwargs = model.as_cache(inputs)
     got = answered(backbone, kwargs, past_key_values=cache)[0]

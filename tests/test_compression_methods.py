@@ -69,6 +69,9 @@ def test_impossible_budgets_are_refused(make: type, budget: object, error: type[
         lambda: SphericalKV(smooth=4),
         lambda: RetentiveKV(mix=2.0),
         lambda: RetentiveKV(readout="tanh"),
+        lambda: RetentiveKV(clusters=0),
+        lambda: RetentiveKV(relevance=0.0),
+        lambda: ShiftKV(unlike=1.5),
     ],
 )
 def test_impossible_arguments_are_refused(make: object) -> None:

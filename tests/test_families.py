@@ -115,7 +115,9 @@ def test_the_configuration_says_what_windows_see() -> None:
         )
         assert f'"visibility":"{visibility}"' in reading_of(config)
         model = InducedModel.from_pretrained(backbone, config=config)
-        model.memory.add(Entry.of(encoded, id="one", task="t", payload_dtype="float32"))
+        model.memory.add(
+            Entry.of(encoded, id="one", task="t", payload_dtype="float32", key_dtype=model.memory.layout.key_dtype)
+        )
         with model.attached():
             outputs[visibility] = answered(backbone, inputs)[0]
     with attached(backbone, injected(backbone, [example(backbone, 1)], "window")):

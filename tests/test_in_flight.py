@@ -30,7 +30,14 @@ def taught(backbone: Backbone, seeds: tuple[int, ...] = LEARNED, **changes: Any)
     layers = model.memory.layout.layers
     learned = [example(backbone, seed) for seed in seeds]
     for i, encoded in enumerate(backbone.encode(learned, key_layer=model.config.key_layer)):
-        entry = Entry.of(encoded, id=f"e{seeds[i]}", task="things", payload_dtype="float32", layers=layers)
+        entry = Entry.of(
+            encoded,
+            id=f"e{seeds[i]}",
+            task="things",
+            payload_dtype="float32",
+            layers=layers,
+            key_dtype=model.config.key_dtype,
+        )
         model.memory.add(entry)
     model.memory.metadata["reading"] = reading_of(model.config)
     return model

@@ -44,6 +44,7 @@ class KNorm:
 
 EVICTING: dict[str, Any] = {
     "shift_kv": lambda budget: ShiftKV(budget, proxies=64, groups=8),
+    "shift_kv_unlike": lambda budget: ShiftKV(budget, proxies=64, groups=8, unlike=0.5),
     "attention_sum": AttentionSum,
     "prefix_kv": lambda budget: PrefixKV(budget=budget),
     "prefix_over_shift_kv": lambda budget: PrefixKV(ShiftKV(budget, proxies=64, groups=8)),
@@ -55,6 +56,7 @@ EVICTING: dict[str, Any] = {
 ANY: dict[str, Callable[[Any], LiveCompression]] = {
     **EVICTING,
     "retentive_kv": RetentiveKV,
+    "retentive_kv_moments": lambda budget: RetentiveKV(budget, readout="moments"),
     "retentive_kv_elu": lambda budget: RetentiveKV(budget, readout="elu", merge="sum", relevance=0.0),
     "spherical_kv": SphericalKV,
 }
@@ -320,7 +322,7 @@ def test_eight_bits_change_hardly_anything_and_two_bits_take_less(name: str) -> 
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("method", ["retentive_kv", "spherical_kv"])
+@pytest.mark.parametrize("method", ["retentive_kv", "retentive_kv_moments", "spherical_kv"])
 def test_states_and_codes_do_better_than_plain_eviction(method: str, name: str) -> None:
     """The next token's logits come nearer to the full cache's, in rows of different length; beams run, too."""
     backbone = tiny_families.model(name)
@@ -337,7 +339,9 @@ def test_states_and_codes_do_better_than_plain_eviction(method: str, name: str) 
     assert errors[0] < errors[1]
 
 
-@pytest.mark.parametrize("method", ["retentive_kv", "retentive_kv_elu", "spherical_kv"])
+@pytest.mark.parametrize(
+    "method", ["retentive_kv", "retentive_kv_moments", "retentive_kv_elu", "spherical_kv", "shift_kv_unlike"]
+)
 def test_padding_changes_nothing(method: str) -> None:
     """A row of a padded batch gets the logits it gets alone."""
     backbone = tiny_families.model("idefics3")

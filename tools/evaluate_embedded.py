@@ -57,6 +57,7 @@ def memory_of(backbone: Backbone, examples: Sequence[Example], config: InduceKVC
                 id=str(i),
                 task="task",
                 payload_dtype=config.payload_dtype,
+                key_dtype=config.key_dtype,
                 question=example.question,
                 answer=example.answer or "",
             )

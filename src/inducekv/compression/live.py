@@ -22,7 +22,7 @@ from inducekv.attention_masks import real_tokens
 from inducekv.compression.base import Compression
 from inducekv.compression.layer import CompressedLayer, Seen, kept_from
 from inducekv.compression.prompt import LayerPrompt
-from inducekv.compression.queries import RotaryTables, project_queries
+from inducekv.compression.queries import RotaryTables, as_queries
 from inducekv.encoded import Encoded
 from inducekv.families import Family, family_of
 
@@ -111,7 +111,8 @@ class _Reading:
     real: Bool[Tensor, "batch tokens"] | None = None
     position_ids: Int[Tensor, "axes _ tokens"] | None = None
     past: int = 0
-    now: tuple[CompressedLayer, Tensor, Tensor | None, Any] | None = None
+    now: tuple[CompressedLayer, Tensor | None, Any] | None = None
+    projected: Tensor | None = None
     prompts: list[LayerPrompt] = field(default_factory=list)
     measures: list[Tensor] = field(default_factory=list)
 
@@ -199,23 +200,29 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
         if isinstance(layer, CompressedLayer):
             heads = reading.text_model.config.num_attention_heads
             mask = layer.mask(mask, hidden.shape[1], heads, hidden.device)
-            reading.now = (layer, hidden, mask, kwargs.get("position_embeddings"))
+            reading.now, reading.projected = (layer, mask, kwargs.get("position_embeddings")), None
             return args, {**kwargs, "attention_mask": mask}
         if mask is not None and layer.is_sliding:  # whose mask may have been made for a compressed layer's length
             stored = layer.get_mask_sizes(_query_length(hidden, kwargs))[0]
             return args, {**kwargs, "attention_mask": mask[..., -stored:]}
         return None
 
+    def keep_projected(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if reading.now is not None and reading.projected is None:
+            reading.projected = output
+
     def merge(attention: nn.Module, projection: nn.Module, args: tuple[Any, ...]) -> Any:
         """Before the output projection of a layer: add what the layer remembers of evicted tokens."""
         if reading.now is None:
             return None
-        (layer, hidden, mask, tables), reading.now = reading.now, None
+        (layer, mask, tables), reading.now = reading.now, None
+        projected, reading.projected = reading.projected, None
         width = layer.keys.shape[-1]
         output = args[0].unflatten(-1, (-1, width)).transpose(1, 2)
 
         def queries() -> Tensor:
-            made = project_queries(attention, hidden, width).transpose(1, 2)
+            assert projected is not None
+            made = as_queries(attention, projected, width).transpose(1, 2)
             return RotaryTables.of(reading.text_model, attention.layer_idx, tables).turn(made)  # type: ignore[arg-type]
 
         scaling = float(getattr(attention, "scaling", None) or width**-0.5)
@@ -254,6 +261,8 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
         for module in modules:
             hooks.append(module.register_forward_pre_hook(cut_mask, with_kwargs=True))
             hooks.append(module.register_forward_hook(compress, with_kwargs=True))
+            projection = module.qkv_proj if hasattr(module, "qkv_proj") else module.q_proj
+            hooks.append(projection.register_forward_hook(keep_projected))
             hooks.append(module.o_proj.register_forward_pre_hook(partial(merge, module)))
         hooks.append(reading.text_model.register_forward_hook(compress_all, with_kwargs=True))
         yield

@@ -15,11 +15,16 @@ def project_queries(
     module: nn.Module, hidden: Float[Tensor, "*batch hidden"], head_dim: int
 ) -> Float[Tensor, "*batch heads head_dim"]:
     """Queries before rotary embedding, through the module's own weights, biases and query norm."""
+    projection = module.qkv_proj if hasattr(module, "qkv_proj") else module.q_proj
+    return as_queries(module, projection(hidden), head_dim)  # type: ignore[operator]
+
+
+def as_queries(
+    module: nn.Module, projected: Float[Tensor, "*batch channels"], head_dim: int
+) -> Float[Tensor, "*batch heads head_dim"]:
+    """Queries before rotary embedding, from what the module's own projection gave."""
     if hasattr(module, "qkv_proj"):
-        heads = int(module.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
-        projected = module.qkv_proj(hidden)[..., : heads * head_dim]  # type: ignore[operator]
-    else:
-        projected = module.q_proj(hidden)  # type: ignore[operator]
+        projected = projected[..., : int(module.config.num_attention_heads) * head_dim]  # type: ignore[union-attr, arg-type]
     queries = projected.unflatten(-1, (-1, head_dim))
     return module.q_norm(queries) if hasattr(module, "q_norm") else queries  # type: ignore[operator]
 

@@ -1,6 +1,5 @@
 """RetentiveKV (reconstruction): what is evicted lives on in two states that queries can still ask."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -12,13 +11,15 @@ from transformers.cache_utils import DynamicLayer
 
 from inducekv.bytes import parse_bytes
 from inducekv.compression.budget import tokens_within
+from inducekv.compression.clusters import Clusters
 from inducekv.compression.layer import CompressedLayer, Seen, kept_from
 from inducekv.compression.live import Positions
 from inducekv.compression.prompt import LayerPrompt
 from inducekv.compression.select import Selection, bytes_per_token
+from inducekv.compression.spatial import spatial_decay
 from inducekv.encoded import Encoded
 
-Readout = Literal["moments", "elu", "none"]
+Readout = Literal["clusters", "moments", "elu", "none"]
 Merge = Literal["denominators", "sum"]
 
 
@@ -34,8 +35,9 @@ class RetentiveKV(Selection):
     kept, the readout and the merge. Only the prompt is absorbed; tokens that follow it are kept whole. CHOICE: image
     patches are taken to lie on the nearest square grid, in raster order.
 
-    The states are float32 and do not count when the budget is in tokens or a fraction: they take as many bytes as
-    about `2 * head_dim` tokens in float32, and `cache_bytes` counts them. A budget in bytes includes them.
+    States do not count when the budget is in tokens or a fraction; `cache_bytes` counts them. Clusters take as many
+    bytes as `clusters` tokens, the float32 states of the other readouts as about `head_dim` tokens in float32. A budget
+    in bytes includes them.
 
     Attributes:
         mix: lambda.
@@ -43,14 +45,16 @@ class RetentiveKV(Selection):
         sinks, recent: first and last tokens that always stay, as far as half of the budget goes.
         retention: rho_min, what is left of a state when a token of no entropy is absorbed. CHOICE: 0.999; at the 0.9
             of the specs a prompt's state only remembers its last tokens.
-        readout: `"moments"` (ours): the evicted tokens as a normal cloud, whose softmax mass is
-            n exp(q k + q var q / 2) and whose mean value moves linearly with the query: one d x d state, in attention's
-            own units. `"elu"`: linear attention with elu + 1 features. `"none"`: plain eviction by the same score, to
-            compare with.
+        readout: `"clusters"` (ours): the evicted tokens of both kinds grouped by their keys, each group read as one
+            token of its weight (`Clusters`); gates and decay play no part.
+            `"moments"` (ours): the evicted tokens as a normal cloud, whose softmax mass is n exp(q k + q var q / 2) and
+            whose mean value moves linearly with the query: one d x d state, in attention's own units. `"elu"`: linear
+            attention with elu + 1 features. `"none"`: plain eviction by the same score, to compare with.
         merge: `"denominators"`: a state is one more block of attention, weighted by its mass. `"sum"`: as the
             page's formula has it, O_local plus the states' outputs.
         relevance: tau: states only speak to queries whose cosine with the mean absorbed key is above, softly; None:
-            always (their mass says how much).
+            always (their mass says how much). Not for clusters, whose keys say it.
+        clusters: groups for each KV head with `readout="clusters"`; None: as many as a head has channels.
     """
 
     mix: float = 0.5
@@ -58,9 +62,10 @@ class RetentiveKV(Selection):
     sinks: int = 4
     recent: int = 32
     retention: float = 0.999
-    readout: Readout = "moments"
+    readout: Readout = "clusters"
     merge: Merge = "denominators"
     relevance: float | None = None
+    clusters: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,6 +79,12 @@ class RetentiveKV(Selection):
             if getattr(self, name) not in get_args(allowed):
                 choices = ", ".join(map(repr, get_args(allowed)))
                 raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
+        if self.clusters is not None and self.clusters < 1:
+            raise ValueError(f"clusters must be at least 1, or None for a head's channels, got {self.clusters}")
+        if self.relevance is not None and self.readout == "clusters":
+            raise ValueError(
+                f"relevance={self.relevance} must be None with readout='clusters', whose keys say what is relevant"
+            )
 
     # -- score
 
@@ -102,7 +113,10 @@ class RetentiveKV(Selection):
         if not isinstance(self.budget, str) or self.readout == "none":
             return super().counts(prompt)
         heads, width = prompt.keys.shape[1], prompt.keys.shape[3]
-        left = parse_bytes(self.budget) - prompt.layers * heads * 2 * 4 * (width * width + 3 * width + 1)
+        state = 2 * 4 * (width * width + 3 * width + 1)
+        if self.readout == "clusters":
+            state = (self.clusters or width) * (2 * width * prompt.keys.element_size() + 4)
+        left = parse_bytes(self.budget) - prompt.layers * heads * state
         each, lengths = bytes_per_token(prompt), prompt.lengths
         whole = [super(RetentiveKV, self).counts(prompt)[i] == n for i, n in enumerate(lengths)]
         counts = [
@@ -120,12 +134,14 @@ class RetentiveKV(Selection):
         kept = torch.zeros(*prompt.keys.shape[:2], prompt.keys.shape[2] + 1, dtype=torch.bool, device=keys.device)
         kept = kept.scatter(2, torch.where(chosen < 0, prompt.keys.shape[2], chosen), True)[..., :-1]
         evicted = prompt.stored[:, None] & ~kept
-        images = prompt.stored_images[:, None]
-        near = _spatial_decay(prompt, kept)
-        states = [
-            _State.of(prompt, self._weights(prompt, evicted & images) * near, self.readout),
-            _State.of(prompt, self._weights(prompt, evicted & ~images), self.readout),
-        ]
+        states: list[_State | Clusters] = []
+        if self.readout == "clusters":
+            count = min(self.clusters or keys.shape[3], int(evicted.sum(-1).max()))
+            states.append(Clusters.of(prompt.keys, prompt.values, evicted, count))
+        else:
+            images, near = prompt.stored_images[:, None], spatial_decay(prompt, kept)
+            states.append(_State.of(prompt, self._weights(prompt, evicted & images) * near, self.readout))
+            states.append(_State.of(prompt, self._weights(prompt, evicted & ~images), self.readout))
         places = torch.where(chosen >= 0, chosen + prompt.offset, -1)
         return RetentiveLayer(
             keys, values, places, prompt.tokens, states=states, method=self, sliding_window=prompt.sliding_window
@@ -208,7 +224,7 @@ class _State:
 class RetentiveLayer(CompressedLayer):
     """Kept tokens beside the states of those that were evicted."""
 
-    def __init__(self, *args: Any, states: list[_State], method: RetentiveKV, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, states: list[_State | Clusters], method: RetentiveKV, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.states, self.method = states, method
 
@@ -242,7 +258,7 @@ class RetentiveLayer(CompressedLayer):
 
     def _rows(self, change: Any) -> None:
         super()._rows(change)
-        self.states = [_State(*map(change, state.tensors())) for state in self.states]
+        self.states = [type(state)(*map(change, state.tensors())) for state in self.states]
 
 
 def _scaled(x: Float[Tensor, "batch kv_heads stored"], among: Bool[Tensor, "batch stored"]) -> Tensor:
@@ -252,30 +268,3 @@ def _scaled(x: Float[Tensor, "batch kv_heads stored"], among: Bool[Tensor, "batc
     high = x.masked_fill(~among, -torch.inf).amax(-1, keepdim=True)
     span = torch.where(high > low, high - low, 1.0)
     return torch.where(among, (x - torch.where(low.isfinite(), low, 0.0)) / span, 0.0)
-
-
-def _spatial_decay(prompt: LayerPrompt, kept: Bool[Tensor, "batch kv_heads stored"]) -> Tensor:
-    """gamma_h to the power of a patch's Manhattan distance from its image's root, 1 elsewhere.
-
-    The root is the kept patch with the highest score, or the image's centre where none was kept.
-    """
-    batch, heads, stored = kept.shape
-    decay = torch.ones(batch, heads, stored, device=kept.device)
-    head = torch.arange(heads, device=kept.device, dtype=torch.float32)
-    gamma = 1 - 2 ** -(2 + 4 * head / heads)
-    images = prompt.stored_images
-    for row in range(batch):
-        edges = torch.diff(images[row].long(), prepend=images.new_zeros(1).long(), append=images.new_zeros(1).long())
-        starts, stops = (edges == 1).nonzero().flatten().tolist(), (edges == -1).nonzero().flatten().tolist()
-        for start, stop in zip(starts, stops, strict=True):
-            count = stop - start
-            side = math.ceil(math.sqrt(count))
-            place = torch.arange(count, device=kept.device)
-            down, across = place // side, place % side
-            among = kept[row, :, start:stop]
-            scores = prompt.notes["scores"][row, :, start:stop].masked_fill(~among, -torch.inf)
-            centre = (math.ceil(count / side) // 2) * side + side // 2
-            root = torch.where(among.any(-1), scores.argmax(-1), min(centre, count - 1))
-            distance = (down - down[root][:, None]).abs() + (across - across[root][:, None]).abs()
-            decay[row, :, start:stop] = gamma[:, None] ** distance
-    return decay

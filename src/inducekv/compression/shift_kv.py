@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from inducekv.compression.prompt import LayerPrompt
 from inducekv.compression.select import Selection
@@ -31,6 +32,10 @@ class ShiftKV(Selection):
         recent: tokens that mean and deviation are taken of, None: all. (LLaVA: the last 512.)
         plain_layers: first layers whose proxies are the last hidden state, without noise. (LLaVA: 2.)
         seed: of the draws; the same for every row of a batch.
+        unlike: how much it counts that a key is unlike the others, between 0 (the paper's method) and 1 (alone): mean
+            of the votes' rank and of the rank by the cosine with the mean direction of all keys, lowest first (what
+            kvpress calls KeyDiff). CHOICE: ranks, since votes and cosines have no common unit. For questions that come
+            late: votes foresee how queries are spread, not what they will be about.
     """
 
     gamma: float = 10.0
@@ -41,6 +46,7 @@ class ShiftKV(Selection):
     recent: int | None = None
     plain_layers: int = 0
     seed: int = 0
+    unlike: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +60,8 @@ class ShiftKV(Selection):
             raise ValueError(f"recent must be at least 1 token, or None for all, got {self.recent}")
         if self.plain_layers < 0:
             raise ValueError(f"plain_layers must be at least 0, got {self.plain_layers}")
+        if not 0 <= self.unlike <= 1:
+            raise ValueError(f"unlike must be between 0 and 1, got {self.unlike}")
 
     def measure(self, prompt: LayerPrompt) -> Float[Tensor, "batch kv_heads stored"]:
         if prompt.layer < self.plain_layers:
@@ -66,6 +74,9 @@ class ShiftKV(Selection):
         size = attention.shape[2] // groups
         mass = (attention.unflatten(2, (groups, size)).sum(3) + last[:, :, None]) / (size + 1)
         scores = self._votes(mass).sum(2).float() + last
+        if self.unlike:
+            difference = _difference(prompt.keys, prompt.stored)
+            scores = (1 - self.unlike) * _ranks(scores, prompt.stored) + self.unlike * _ranks(difference, prompt.stored)
         scores[..., -1] = torch.inf
         return scores
 
@@ -105,3 +116,20 @@ class ShiftKV(Selection):
         limit = self.nucleus * total[..., -1:]
         chosen = before < limit if self.minimal else before <= limit
         return torch.zeros_like(chosen).scatter(-1, order, chosen)
+
+
+def _difference(
+    keys: Float[Tensor, "batch kv_heads stored d"], real: Bool[Tensor, "batch stored"]
+) -> Float[Tensor, "batch kv_heads stored"]:
+    """Minus the cosine of each key with the mean direction of all of them."""
+    directions = normalize(keys.float(), dim=-1)
+    mean = normalize((directions * real[:, None, :, None]).sum(2, keepdim=True), dim=-1)
+    return -(directions * mean).sum(-1)
+
+
+def _ranks(scores: Float[Tensor, "batch kv_heads stored"], real: Bool[Tensor, "batch stored"]) -> Tensor:
+    """Places in ascending order, of equal scores the later token higher; padding comes first."""
+    order = scores.masked_fill(~real[:, None], -torch.inf).sort(dim=-1, stable=True).indices
+    return torch.empty_like(scores).scatter(
+        -1, order, torch.arange(scores.shape[-1], device=scores.device).expand_as(order).float()
+    )
