@@ -34,7 +34,7 @@ def tune(
         Path,
         typer.Argument(
             metavar="MEMORY_OR_DATA",
-            help="Data as for learn, a folder with one such file or folder for each task, or a memory with its anchors.",
+            help="Data as for learn, a folder with one such file or folder a task, or a memory (its anchors).",
         ),
     ],
     budget: Annotated[

@@ -10,7 +10,7 @@ from inducekv.examples import Example
 from inducekv.memory import BudgetError
 from inducekv.progress import SILENT, Progress
 from inducekv.tuning.split import TooFewExamples
-from inducekv.tuning.tune import tune
+from inducekv.tuning.tune import POINTS, tune
 
 TASKS_EXPECTED = 4
 """Tasks that a memory is assumed to hold in the end: the first is tuned with this share of the budget. CHOICE."""
@@ -34,7 +34,12 @@ def tuned_on_first(
     distinct = {example.identifier: example for example in known}
     try:
         report = tune(
-            backbone, {task: list(distinct.values())}, fallback, tasks_in_all=TASKS_EXPECTED, progress=progress
+            backbone,
+            {task: list(distinct.values())},
+            fallback,
+            tasks_in_all=TASKS_EXPECTED,
+            points=POINTS,
+            progress=progress,
         )
     except (TooFewExamples, BudgetError) as error:
         return fallback, [f"payload='auto' was not tuned ({error}); the default payload is used"]

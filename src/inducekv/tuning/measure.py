@@ -96,8 +96,8 @@ class Bench:
         progress: Progress = SILENT,
     ) -> None:
         self.backbone, self.split, self.budget = backbone, split, budget
-        self._config = config.replace(payload="keep_answer", payload_tokens=0, abstain=False, payload_layers=None)
-        self.variants = Variants(backbone, split.learned, self._config, methods, progress)
+        self.config = config.replace(payload="keep_answer", payload_tokens=0, abstain=False, payload_layers=None)
+        self.variants = Variants(backbone, split.learned, self.config, methods, progress)
         self._tasks = [task for task, _ in self.variants.learned]
         asked = split.asked
         self.keys = backbone.query_keys(
@@ -135,7 +135,7 @@ class Bench:
 
     def fill(self, point: Point) -> KVMemory | None:
         """A memory of the budget under a point, entries herded (no calibration); None if not one entry fits."""
-        config = self._config.replace(**point.changes(), budget=self.budget)
+        config = self.config.replace(**point.changes(), budget=self.budget)
         try:
             memory = empty_memory(self.backbone, config)
         except BudgetError:
@@ -153,7 +153,7 @@ class Bench:
         return memory
 
     def _lookup(self, memory: KVMemory) -> Lookup:
-        return Lookup(self.backbone, self._config, Reading(memory, self._config))
+        return Lookup(self.backbone, self.config, Reading(memory, self.config))
 
     def _nll(self, memory: KVMemory, part: int) -> list[float]:
         lookup, start = self._lookup(memory), self._parts[part][0]

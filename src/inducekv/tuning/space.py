@@ -104,8 +104,8 @@ def neighbours(point: Point, layers: tuple[int, ...], methods: tuple[tuple[str, 
     size = max(1, len(layers) // 8)
     for start in range(0, len(layers), size):
         block = set(layers[start : start + size])
-        changed = set(point.payload_layers) ^ block if block <= set(point.payload_layers) else None
-        changed = set(point.payload_layers) | block if changed is None else changed
+        kept = set(point.payload_layers)
+        changed = kept - block if block <= kept else kept | block
         if changed:
             near.append(replace(point, payload_layers=tuple(sorted(changed))))
     return [other for other in dict.fromkeys(near) if other != point]

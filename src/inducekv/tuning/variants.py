@@ -87,7 +87,7 @@ class Variants:
         ]
 
     def _keep(self, method: tuple[str, int], compression: Compression, whole: Encoded) -> int:
-        small = compression.compress(whole)
+        small = compression.compress(whole if compression.scorer else dataclasses.replace(whole, scores=None))
         half = [x.detach().cpu().clamp(-65504, 65504).to(torch.float16) for x in (small.keys, small.values)]
         kept = dataclasses.replace(small, key=small.key.cpu(), keys=half[0], values=half[1], scores=None)
         self._variants[method].append(kept)
