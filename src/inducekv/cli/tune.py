@@ -96,15 +96,16 @@ def _show(report: TuneReport, out_file: Path | None, quiet: bool) -> None:
     console = out()
     if not quiet:
         table = Table(box=None, header_style="dim")
-        right = ("bytes an entry", "entries", "accuracy %", "nll")
+        right = ("bytes", "entries", "%", "nll")
         for heading in ("", "payload", "format", "keys", "layers", *right):
-            table.add_column(heading, justify="right" if heading in right else "left")
+            table.add_column(heading, justify="right" if heading in right else "left", no_wrap=True)
         for row in rows_of(report):
             table.add_row(*row, style="bold" if row[0] == ">" else None)
         console.print(table)
         console.print(
-            f"> chosen, * on the frontier (no smaller entry does better); {report.questions} questions held out, "
-            f"{report.learned} examples to fill {format_bytes(report.budget)} with; nll: nats an answer token",
+            f"> chosen, * on the frontier: no smaller entry does better. bytes: of an entry; entries: those that "
+            f"{format_bytes(report.budget)} held, of {report.learned}; %: of {report.questions} questions held out "
+            "that were answered correctly; nll: nats an answer token",
             style="dim",
         )
     chosen, before = report.chosen, report.start

@@ -6,7 +6,7 @@ from inducekv.tuning.measure import Measured
 from inducekv.tuning.sources import Source, source_of
 from inducekv.tuning.space import Point
 from inducekv.tuning.split import TooFewExamples
-from inducekv.tuning.tune import TuneReport, fields_of, tune
+from inducekv.tuning.tuner import TuneReport, fields_of, tune
 
 __all__ = [
     "Measured",

@@ -10,7 +10,7 @@ from inducekv.examples import Example
 from inducekv.memory import BudgetError
 from inducekv.progress import SILENT, Progress
 from inducekv.tuning.split import TooFewExamples
-from inducekv.tuning.tune import POINTS, tune
+from inducekv.tuning.tuner import POINTS, tune
 
 TASKS_EXPECTED = 4
 """Tasks that a memory is assumed to hold in the end: the first is tuned with this share of the budget. CHOICE."""
