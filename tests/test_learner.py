@@ -1,5 +1,6 @@
 """Learning a task: roles, budget, determinism, retention, and what a failure leaves behind."""
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -110,6 +111,49 @@ def test_scoring_a_batch_at_a_time_and_one_entry_alone_agree_with_scoring_all(ll
     alone = scorer.nll_alone("current", torch.tensor([[-1, 3]] * 6), phi)
     assert torch.allclose(alone[:, 0], scorer.nll("current", torch.zeros(6), phi))
     assert torch.allclose(alone[:, 1], scorer.nll("current", (torch.arange(6) == 3).float(), phi), atol=1e-6)
+
+
+def test_only_questions_that_read_something_else_are_scored_again(llava, monkeypatch):
+    config = InduceKVConfig(**{**FAST, "batch_size": 4}, top_k=2)
+    memory, _, _ = learned(llava, ("colours", colour_task(4)))
+    questions = questions_of(llava, colour_task(3, seed=9), ["colours"] * 9, config)
+    ids = [entry.id for entry in memory.entries]
+
+    def scorer():
+        return LikelihoodScorer(llava, memory, memory.keys(), ids, {"current": questions}, config)
+
+    kept, phi = scorer(), to_phi(memory.calibration)
+    other, scored = phi + 0.1, []
+    whole = type(llava).score
+
+    def counted(self, examples, *args, **options):
+        scored.append(examples.count)
+        return whole(self, examples, *args, **options)
+
+    drawn = [torch.ones(len(ids)) - torch.eye(len(ids))[entry] for entry in range(4)]  # one entry exchanged each time
+    steps = [(drawn[0], phi), (drawn[0], phi), (drawn[1], phi), (drawn[1], other), (drawn[2], other), (drawn[2], phi)]
+    counts = []
+    for weights, at in [*steps, (drawn[3], phi + 0.2), (drawn[1], phi)]:
+        fresh = scorer().nll("current", weights, at)
+        monkeypatch.setattr(type(llava), "score", counted)
+        assert torch.allclose(kept.nll("current", weights, at), fresh, atol=1e-5)
+        monkeypatch.undo()
+        counts.append(sum(scored))
+        scored.clear()
+    assert counts[:2] == [9, 0] and 0 < counts[2] < 9 and counts[3] == 9 and 0 < counts[4] < 9
+    weights = drawn[1].clone().requires_grad_()
+    kept.nll("current", weights, phi).sum().backward()
+    assert bool((weights.grad != 0).any()), "gradients go through the model, not through what is remembered"
+
+
+def test_a_batch_cut_to_some_rows_is_those_rows(backbone):
+    prepared = backbone.prepare(colour_task(2), True, embed=True, batch_size=6)
+    (batch,) = prepared.batches
+    whole = backbone.score(prepared).token_nll[batch.rows]
+    part = batch.part(torch.tensor([4, 1]))
+    if part is not None:
+        cut = backbone.score(dataclasses.replace(prepared, batches=(part,), count=2)).token_nll
+        assert torch.allclose(cut, whole[[4, 1]], atol=1e-5)
 
 
 @pytest.mark.parametrize("hypergradient", ["first_order", "implicit"])

@@ -77,7 +77,7 @@ class InduceKVConfig:
     key_pool: KeyPool = "last"
     key_centering: bool = False
     retrieval: Retrieval = "two_pass"
-    top_k: int | None = 8
+    top_k: int | None = 16
     weighting: Weighting = "log"
     visibility: Visibility = "all"
     abstain: bool = True

@@ -34,7 +34,7 @@ READING = ("key_layer", "key_pool", "key_centering", "retrieval", "top_k", "weig
 """Configuration that answering must share with learning; kept in the memory's metadata."""
 PAYLOAD = ("payload", "payload_tokens", "payload_layers")
 """How payloads were made, where that has a name; kept in the memory's metadata for the tasks to come."""
-FINAL_STEPS = 10
+FINAL_STEPS = 5
 """Steps that fit phi to the entries that were chosen, whatever selector chose them. CHOICE."""
 
 

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from inducekv.examples import Example
 
+ROW_BY_ROW = frozenset({"inputs_embeds", "input_ids", "attention_mask", "token_type_ids"})
+"""Inputs of a text decoder whose first dimension is the batch's; of others that cannot be said for all families."""
+
 
 @dataclass(frozen=True)
 class Rendered:
@@ -52,6 +55,28 @@ class Batch:
         tokens = self.inputs["input_ids"].shape[1]
         place = torch.arange(tokens, device=self.answer_lengths.device)
         return place[None] >= tokens - self.answer_lengths[:, None]
+
+    def part(self, places: Int[Tensor, "part"]) -> "Batch | None":
+        """The rows at some places, numbered from 0; None where the text decoder's inputs do not come row by row.
+
+        Only for batches whose pictures were seen already (`text_inputs`).
+        """
+        if self.text_inputs is None:
+            return None
+        cut: dict[str, Any] = {}
+        for name, value in self.text_inputs.items():
+            if not isinstance(value, Tensor):
+                if isinstance(value, dict | list | tuple):
+                    return None
+                cut[name] = value
+            elif name == "position_ids":  # [rows, tokens], or [3, rows, tokens] for rotary positions in space and time
+                cut[name] = value if value.shape[-2] == 1 else value.index_select(value.dim() - 2, places)
+            elif name in ROW_BY_ROW and value.dim() < 4 and len(value) == len(self.rows):
+                cut[name] = value[places]
+            else:
+                return None
+        ids = {name: self.inputs[name][places] for name in ("input_ids", "attention_mask")}
+        return Batch(torch.arange(len(places)), ids, self.answer_lengths[places], cut)
 
 
 @dataclass(frozen=True)

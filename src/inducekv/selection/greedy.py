@@ -9,7 +9,7 @@ from inducekv.progress import SILENT, Progress
 from inducekv.selection.objective import Split
 from inducekv.selection.problem import Selection, SelectionProblem, chosen_only
 
-NEIGHBOURS = 16
+NEIGHBOURS = 8
 """Nearest entries of a question whose effect on its answer is measured. CHOICE."""
 
 

@@ -1,7 +1,7 @@
 """The scorer that a learner uses: answers' likelihood under the backbone, reading weighted candidates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -34,12 +34,19 @@ class _Chunk:
     prepared: Prepared
     keys: Float[Tensor, "questions key_dim"]
     own: Bool[Tensor, "questions entries"]
+    known: dict[tuple[bytes, int, bytes, bytes], float] = field(default_factory=dict)  # by phi, question, what it read
+
+    def forget_all_but(self, phis: Sequence[bytes]) -> None:
+        for key in [key for key in self.known if key[0] not in phis]:
+            del self.known[key]
 
 
 class LikelihoodScorer:
     """Scores questions with the entries as they would be stored: compressed, quantised and read back (`Scorer`).
 
-    Questions are rendered, seen and embedded once; every call then only runs the text decoder.
+    Questions are rendered, seen and embedded once; every call then only runs the text decoder. Without gradients, and
+    as long as phi stays as it is, only questions that read something else than before are run at all: an exchange of a
+    few entries touches few questions.
 
     Args:
         backbone: the frozen model.
@@ -66,6 +73,7 @@ class LikelihoodScorer:
         self._ids = list(ids)
         progress.start("preparing questions", sum(map(len, splits.values())))
         self._chunks = {split: self._prepare(questions) for split, questions in splits.items()}
+        self._phis: list[bytes] = []  # the last two that questions were scored at
         progress.stop()
 
     def _prepare(self, questions: Sequence[Question]) -> list[_Chunk]:
@@ -102,8 +110,10 @@ class LikelihoodScorer:
         """See `Scorer`."""
         chunks = self._chunks[split] if batch is None else [self._chunks[split][batch]]
         unread = weights.detach() <= 0
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (weights.requires_grad or phi.requires_grad)):
-            return torch.cat([self._score(chunk, self._retrieve(chunk, weights, unread, phi), phi) for chunk in chunks])
+        with_gradient = torch.is_grad_enabled() and (weights.requires_grad or phi.requires_grad)
+        score = self._score if with_gradient else self._score_what_changed
+        with torch.set_grad_enabled(with_gradient):
+            return torch.cat([score(chunk, self._retrieve(chunk, weights, unread, phi), phi) for chunk in chunks])
 
     def nll_alone(
         self, split: Split, entries: Int[Tensor, "questions columns"], phi: Float[Tensor, " parameters"]
@@ -134,6 +144,23 @@ class LikelihoodScorer:
             centering=self._config.key_centering,
         )
 
+    def _score_what_changed(self, chunk: _Chunk, retrieved: Retrieved, phi: Tensor) -> Float[Tensor, " questions"]:
+        at = phi.detach().numpy().tobytes()
+        if at not in self._phis:
+            self._phis = [*self._phis[-1:], at]
+            for each in (chunk for chunks in self._chunks.values() for chunk in chunks):
+                each.forget_all_but(self._phis)
+        read = retrieved.indices.masked_fill(~retrieved.valid, -1)
+        alpha = retrieved.alpha.detach()
+        looked_up = [(at, row, read[row].numpy().tobytes(), alpha[row].numpy().tobytes()) for row in range(len(read))]
+        missing = torch.tensor([row for row, key in enumerate(looked_up) if key not in chunk.known], dtype=torch.long)
+        if len(missing):
+            part = _part(chunk, missing)
+            nll = self._score(part, retrieved.rows(missing) if part is not chunk else retrieved, phi)
+            rows = missing.tolist() if part is not chunk else range(len(read))
+            chunk.known.update(zip((looked_up[row] for row in rows), nll.tolist(), strict=True))
+        return torch.tensor([chunk.known[key] for key in looked_up])
+
     def _score(self, chunk: _Chunk, retrieved: Retrieved, phi: Tensor) -> Float[Tensor, " questions"]:
         def injection(rows: Tensor):  # type: ignore[no-untyped-def]
             return build_injection(
@@ -149,6 +176,16 @@ class LikelihoodScorer:
             return self._backbone.score(chunk.prepared, injection).nll.float().cpu()
         with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no second derivative
             return self._backbone.score(chunk.prepared, injection).nll.float().cpu()
+
+
+def _part(chunk: _Chunk, rows: Int[Tensor, " rows"]) -> _Chunk:
+    """Only some of a chunk's questions; the chunk itself where the model's inputs cannot be cut."""
+    (batch,) = chunk.prepared.batches
+    places = batch.rows.argsort()[rows]
+    part = None if len(rows) == len(chunk.keys) else batch.part(places.to(batch.answer_lengths.device))
+    if part is None:
+        return chunk
+    return _Chunk(Prepared((part,), len(rows), chunk.prepared.max_answer), chunk.keys[rows], chunk.own[rows])
 
 
 def _single(entries: Int[Tensor, " questions"]) -> Retrieved:
