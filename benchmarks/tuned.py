@@ -23,6 +23,7 @@ from inducekv.continual.graders import accuracy
 from inducekv.continual.stream import Stream
 from inducekv.embedded import path
 from inducekv.tuning import fields_of, tune
+from inducekv.tuning.tuner import POINTS, QUESTIONS
 
 SETTINGS = ("keep-answer, float16", "default", "tuned on the first task", "tuned on all tasks")
 
@@ -34,7 +35,8 @@ def configured(setting: str, backbone: Backbone, stream: Stream, plain: InduceKV
     if setting == "tuned on the first task":
         return plain.replace(payload="auto"), 0.0
     if setting == "tuned on all tasks":
-        report = tune(backbone, {experience.task: list(experience.train) for experience in stream.experiences}, plain)
+        tasks = {experience.task: list(experience.train) for experience in stream.experiences}
+        report = tune(backbone, tasks, plain, **bounds)
         return report.config, report.seconds
     return plain, 0.0
 
@@ -63,15 +65,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--budget", default="64KiB")
     parser.add_argument("--selector", default="bilevel")
     parser.add_argument("--limit", type=int, help="test examples of a task, at most; by default all")
+    parser.add_argument("--points", type=int, default=POINTS, help="points that tuning on all tasks looks at")
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help="questions that it asks")
     parser.add_argument("--settings", default=";".join(SETTINGS), help="separated by semicolons")
     options = parser.parse_args(arguments)
     backbone = Backbone.from_pretrained(path())
+    bounds = {"points": options.points, "questions": options.questions}
     runs: list[dict[str, Any]] = []
     for seed in map(int, options.seeds.split(",")):
         stream = stream_of_demo(seed)
         plain = InduceKVConfig(budget=options.budget, selector=options.selector, seed=seed)
         for setting in options.settings.split(";"):
-            config, tuning = configured(setting, backbone, stream, plain)
+            config, tuning = configured(setting, backbone, stream, plain, bounds)
             last, learning, model = last_of(backbone, stream, config, options.limit)
             runs.append(
                 {
