@@ -1,6 +1,7 @@
 """Finding a payload for a budget: the points, what is held out, what is measured, and what the first task decides."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,7 @@ def test_tuning_is_deterministic_and_chooses_the_best_of_what_it_measured(llava:
     assert [found.to_dict() for found in first.measured] == [found.to_dict() for found in again.measured]
     assert first.chosen.worth == max(found.worth for found in first.measured)
     assert first.start is not None and first.start.point == start_of(config(), LAYERS)
+    assert replace(first.start.point, payload_dtype="float16") in {found.point for found in first.measured}
     assert first.looked_at <= SMALL["points"] and first.questions == 6 and first.learned == 18
     json.dumps(first.to_dict())
     assert InduceKVConfig.from_dict(json.loads(json.dumps(fields_of(first.config)))) == first.config

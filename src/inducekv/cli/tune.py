@@ -111,7 +111,7 @@ def _show(report: TuneReport, out_file: Path | None, quiet: bool) -> None:
     chosen, before = report.chosen, report.start
     console.print(f"chosen: {chosen.point.label}: {chosen.entries} entries, {chosen.accuracy:.1f} %", style="bold")
     if before is not None and before.point != chosen.point:
-        console.print(f"before: {before.point.label}: {before.entries} entries, {before.accuracy:.1f} %")
+        console.print(f"start: {before.point.label}: {before.entries} entries, {before.accuracy:.1f} %")
     if out_file is not None:
         console.print(f"learn with it: inducekv learn DATA --memory MEMORY --config {out_file}")
     else:

@@ -52,6 +52,7 @@ def picture(report: TuneReport, file: str | Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     form = checked_form(file)
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
@@ -68,6 +69,7 @@ def picture(report: TuneReport, file: str | Path) -> None:
     ring = {"s": 240, "facecolors": "none", "edgecolors": INK, "linewidths": 1.4, "zorder": 4}
     axes.scatter(chosen.entry_nbytes, chosen.accuracy, **ring)
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.5)))
     axes.xaxis.set_major_formatter(lambda value, _: format_bytes(round(value)))
     axes.set_xlabel("bytes an entry", color=SOFT)
     axes.set_ylabel(f"accuracy on {report.questions} held-out questions, %", color=SOFT)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from inducekv.memory import BudgetError
 from inducekv.progress import SILENT, Progress
@@ -12,6 +12,8 @@ from inducekv.tuning.space import Point, grid, neighbours
 
 KEPT = 4
 """One of this many points of the grid is measured on all questions (successive halving, in one step). CHOICE."""
+COARSE = 0.75
+"""Share of the points that the grid may take; the rest is for neighbours. CHOICE."""
 PROMISING = 3
 """Neighbours of the best that are measured on all questions, at most, in a round. CHOICE."""
 
@@ -46,7 +48,7 @@ class Search:
         Raises:
             BudgetError: the budget holds not one entry under any point of the grid.
         """
-        coarse = grid(start, self.layers, self.methods)[: self.points]
+        coarse = grid(start, self.layers, self.methods)[: math.ceil(COARSE * self.points)]
         self.progress.start("coarse search", len(coarse))
         for point in coarse:
             self._look(point)
@@ -58,9 +60,9 @@ class Search:
                 "raise the budget"
             )
         better = sorted(fitting, key=self._promise, reverse=True)[: math.ceil(len(coarse) / KEPT)]
-        if start in fitting and start not in better:
-            better.append(start)
-        self.progress.start("measuring the better half", len(better))
+        references = (start, replace(start, payload_dtype="float16"))  # to compare with, whatever they promise
+        better += [point for point in references if point in fitting and point not in better]
+        self.progress.start("measuring the better ones", len(better))
         for point in better:
             self._measure(point)
             self.progress.advance()

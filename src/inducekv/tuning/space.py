@@ -70,7 +70,7 @@ def start_of(config: InduceKVConfig, layers: tuple[int, ...]) -> Point:
 
 
 def grid(start: Point, layers: tuple[int, ...], methods: tuple[tuple[str, int], ...]) -> list[Point]:
-    """The coarse grid: every method in every number format; then parts of the layers for the start's method.
+    """The coarse grid: number formats, parts of the layers, and every method in every format; the dearest last.
 
     CHOICE: keys are as in `start`, and only its neighbours vary them.
 
@@ -81,9 +81,9 @@ def grid(start: Point, layers: tuple[int, ...], methods: tuple[tuple[str, int], 
     """
     formats = [replace(start, payload_dtype=dtype) for dtype in PAYLOAD_DTYPES]
     points = [start, *formats]
-    points += [replace(p, payload=name, payload_tokens=count) for name, count in methods for p in formats]
     for part in parts(layers):
         points += [replace(p, payload_layers=part) for p in formats[:2]]
+    points += [replace(p, payload=name, payload_tokens=count) for name, count in methods for p in formats]
     return list(dict.fromkeys(points))
 
 
