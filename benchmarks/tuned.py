@@ -28,7 +28,9 @@ from inducekv.tuning.tuner import POINTS, QUESTIONS
 SETTINGS = ("keep-answer, float16", "default", "tuned on the first task", "tuned on all tasks")
 
 
-def configured(setting: str, backbone: Backbone, stream: Stream, plain: InduceKVConfig) -> tuple[InduceKVConfig, float]:
+def configured(
+    setting: str, backbone: Backbone, stream: Stream, plain: InduceKVConfig, bounds: dict[str, int]
+) -> tuple[InduceKVConfig, float]:
     """The configuration to learn with, and seconds spent on finding it beforehand."""
     if setting == "keep-answer, float16":
         return plain.replace(payload="keep_answer", payload_tokens=0, payload_dtype="float16"), 0.0
