@@ -1,6 +1,6 @@
 """What is tuning worth? The demo's stream at equal bytes, learned with and without a tuned payload.
 
-    python benchmarks/tuned.py [--json] [--seeds 21,22,23] [--budget 64KiB] [--selector bilevel]
+    python benchmarks/tuned.py [--json] [--seeds 21,22,23] [--budget 64KiB] [--selector bilevel] [--config tuned.json]
 
 Tuning sees training examples of the same stream only: of the first task (`payload="auto"`), or of all tasks. Prints
 Last (mean accuracy in percent on the test examples of all tasks after the last one), mean over seeds, entries, and
@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="test examples of a task, at most; by default all")
     parser.add_argument("--points", type=int, default=POINTS, help="points that tuning on all tasks looks at")
     parser.add_argument("--questions", type=int, default=QUESTIONS, help="questions that it asks")
+    parser.add_argument("--config", type=Path, help="fields that tune --out wrote, learned as a setting of their own")
     parser.add_argument("--settings", default=";".join(SETTINGS), help="separated by semicolons")
     options = parser.parse_args(arguments)
     backbone = Backbone.from_pretrained(path())
@@ -77,8 +79,11 @@ def main(arguments: list[str] | None = None) -> None:
     for seed in map(int, options.seeds.split(",")):
         stream = stream_of_demo(seed)
         plain = InduceKVConfig(budget=options.budget, selector=options.selector, seed=seed)
-        for setting in options.settings.split(";"):
-            config, tuning = configured(setting, backbone, stream, plain, bounds)
+        for setting in [*filter(None, options.settings.split(";")), *(["as given"] if options.config else [])]:
+            if setting == "as given":
+                config, tuning = plain.replace(**json.loads(options.config.read_text())), 0.0
+            else:
+                config, tuning = configured(setting, backbone, stream, plain, bounds)
             last, learning, model = last_of(backbone, stream, config, options.limit)
             runs.append(
                 {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inducekv.bytes import format_bytes
 from inducekv.continual.report.style import GRID, INK, SOFT
@@ -60,14 +60,20 @@ def picture(report: TuneReport, file: str | Path) -> None:
     axes = figure.add_subplot()
     for found in report.measured:
         colour = COLOURS[found.point.payload_dtype]
-        look = {"marker": MARKERS[found.point.payload], "color": colour, "edgecolors": "white", "s": 64, "zorder": 3}
-        axes.scatter(found.entry_nbytes, found.accuracy, **look)
+        look: dict[str, Any] = {
+            "marker": MARKERS[found.point.payload],
+            "color": colour,
+            "edgecolors": "white",
+            "s": 64,
+            "zorder": 3,
+        }
+        axes.scatter(found.entry_nbytes, found.accuracy or 0.0, **look)
     frontier = frontier_of(report.measured)
-    x, y = [found.entry_nbytes for found in frontier], [found.accuracy for found in frontier]
+    x, y = [found.entry_nbytes for found in frontier], [found.accuracy or 0.0 for found in frontier]
     axes.plot(x, y, color=SOFT, linewidth=1.2, zorder=2)
     chosen = report.chosen
-    ring = {"s": 240, "facecolors": "none", "edgecolors": INK, "linewidths": 1.4, "zorder": 4}
-    axes.scatter(chosen.entry_nbytes, chosen.accuracy, **ring)
+    ring: dict[str, Any] = {"s": 240, "facecolors": "none", "edgecolors": INK, "linewidths": 1.4, "zorder": 4}
+    axes.scatter(chosen.entry_nbytes, chosen.accuracy or 0.0, **ring)
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1.0, 1.5)))
     axes.xaxis.set_major_formatter(lambda value, _: format_bytes(round(value)))
