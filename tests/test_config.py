@@ -54,7 +54,7 @@ def test_sizes_are_written_so_that_they_can_be_read(size: int) -> None:
         ({"visibility": "far"}, ValueError, "'all', 'window'; got 'far'"),
         ({"hypergradient": "second"}, ValueError, "'first_order', 'implicit'"),
         ({"retrieval": "on_foot"}, ValueError, "'two_pass'"),
-        ({"payload": "zip"}, ValueError, "'keep_answer' or a Compression; got 'zip'"),
+        ({"payload": "zip"}, ValueError, "'auto' or a Compression; got 'zip'"),
         ({"payload": "mean_pool"}, ValueError, "payload_tokens must be at least 1, got 0"),
         ({"payload_tokens": -1}, ValueError, "at least 0"),
         ({"budget": 0}, ValueError, "at least one byte"),

@@ -18,6 +18,8 @@ Retrieval = Literal["in_flight", "two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
 Visibility = Literal["all", "window"]
 Selector = Literal["bilevel", "greedy", "herding", "reservoir", "random"]
+PAYLOADS = ("none", "mean_pool", "keep_answer", "shift_kv", "auto")
+"""Names that `payload` may have."""
 Hypergradient = Literal["first_order", "implicit"]
 
 
@@ -27,12 +29,15 @@ class InduceKVConfig:
 
     Attributes:
         budget: bytes the memory may occupy on disk, an int or text such as `"256KiB"`.
-        payload: a compression method, or its name: `"none"`, `"mean_pool"` (the paper's), `"keep_answer"`.
+        payload: a compression method, or its name: `"none"`, `"mean_pool"` (the paper's), `"keep_answer"`,
+            `"shift_kv"`; or `"auto"`: this and the next four are found on the first task's examples.
         payload_tokens: `mean_pool`: tokens an entry is pooled to (at least 1); `keep_answer`: tokens the part that is
-            not the answer is pooled to (0 drops it); ignored by `none`.
+            not the answer is pooled to (0 drops it); `shift_kv`: tokens that stay (at least 1); ignored by `none`.
         payload_dtype: number format of stored keys and values; `int8`, `int4` and `int2` have a float16 scale a token,
             layer and head.
         key_dtype: number format of stored retrieval keys; integers are codes of the rotated key and need no scale.
+        payload_layers: the model's layers that payloads are stored of and that read them, ascending; `None`: all, or
+            with in-flight retrieval all from `key_layer` up.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's).
@@ -67,6 +72,7 @@ class InduceKVConfig:
     payload_tokens: int = 0
     payload_dtype: PayloadDtype = "int4"
     key_dtype: KeyDtype = "int8"
+    payload_layers: tuple[int, ...] | None = None
     key_layer: int | None = None
     key_pool: KeyPool = "last"
     key_centering: bool = False
@@ -108,12 +114,13 @@ class InduceKVConfig:
             if getattr(self, name) not in get_args(allowed):
                 choices = ", ".join(map(repr, get_args(allowed)))
                 raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
-        if isinstance(self.payload, str) and self.payload not in ("none", "mean_pool", "keep_answer"):
-            raise ValueError(
-                f"payload must be 'none', 'mean_pool', 'keep_answer' or a Compression; got {self.payload!r}"
-            )
+        if isinstance(self.payload, str) and self.payload not in PAYLOADS:
+            names = ", ".join(map(repr, PAYLOADS))
+            raise ValueError(f"payload must be {names} or a Compression; got {self.payload!r}")
+        if self.payload_layers is not None:
+            object.__setattr__(self, "payload_layers", _layers(self.payload_layers))
         for name, least in (
-            ("payload_tokens", 1 if self.payload == "mean_pool" else 0),
+            ("payload_tokens", 1 if self.payload in ("mean_pool", "shift_kv") else 0),
             ("candidates", 1),
             ("anchors", 0),
             ("projection_dim", 1),
@@ -189,7 +196,8 @@ class InduceKVConfig:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if not isinstance(self.payload, str):
             raise ValueError(f"only a payload given by name can be written as JSON, got {self.payload!r}")
-        return fields
+        layers = self.payload_layers
+        return {**fields, "payload_layers": None if layers is None else list(layers)}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "InduceKVConfig":
@@ -202,6 +210,16 @@ class InduceKVConfig:
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"unknown configuration field {unknown[0]!r}; known fields: {', '.join(sorted(known))}")
         return cls(**fields)
+
+
+def _layers(layers: Any) -> tuple[int, ...]:
+    if not isinstance(layers, list | tuple):
+        raise TypeError(f"payload_layers must be a list of layers, or None for all, got {layers!r}")
+    for layer in layers:
+        _whole_number("each of payload_layers", layer, 0)
+    if not layers or sorted(set(layers)) != list(layers):
+        raise ValueError(f"payload_layers must be ascending, different and at least one, got {list(layers)}")
+    return tuple(layers)
 
 
 def _whole_number(name: str, value: Any, least: int) -> None:

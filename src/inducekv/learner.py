@@ -32,6 +32,8 @@ from inducekv.training_state import TrainingState
 
 READING = ("key_layer", "key_pool", "key_centering", "retrieval", "top_k", "weighting", "visibility", "abstain")
 """Configuration that answering must share with learning; kept in the memory's metadata."""
+PAYLOAD = ("payload", "payload_tokens", "payload_layers")
+"""How payloads were made, where that has a name; kept in the memory's metadata for the tasks to come."""
 FINAL_STEPS = 5
 """Steps that fit phi to the entries that were chosen, whatever selector chose them. CHOICE."""
 
@@ -126,6 +128,9 @@ def learn(
     memory.calibration = to_calibration(phi)
     memory.thresholds = limits
     memory.metadata["reading"] = reading_of(config)
+    memory.metadata.pop("payload", None)
+    if isinstance(config.payload, str):
+        memory.metadata["payload"] = _named_fields(config, PAYLOAD)
     training_state.anchors = state.anchors
     return LearnReport(
         task=task,
@@ -150,7 +155,11 @@ def learn(
 
 def reading_of(config: InduceKVConfig) -> str:
     """The part of a configuration that answering shares with learning, as one line of JSON."""
-    return json.dumps({name: getattr(config, name) for name in READING}, separators=(",", ":"))
+    return _named_fields(config, READING)
+
+
+def _named_fields(config: InduceKVConfig, names: Sequence[str]) -> str:
+    return json.dumps({name: getattr(config, name) for name in names}, separators=(",", ":"))
 
 
 class _Watch:

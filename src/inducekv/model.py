@@ -1,6 +1,5 @@
 """The façade: a frozen model that learns tasks into a memory file and names the sources of its answers."""
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +15,14 @@ from inducekv.attention import Attachment, attached
 from inducekv.backbone import Backbone
 from inducekv.cache import DynamicCache, as_cache
 from inducekv.config import InduceKVConfig, Weighting
-from inducekv.decoder import chosen_key_layer
-from inducekv.entry import Layout
 from inducekv.examples import Example, ImageSource
 from inducekv.injection import Injection
-from inducekv.learner import READING, LearnReport, learn
+from inducekv.learner import LearnReport, learn
 from inducekv.lookup import Lookup, Reading
 from inducekv.memory import KVMemory
-from inducekv.memory_file import FingerprintError, check_fingerprint
+from inducekv.memory_config import check_config, concrete, config_of
+from inducekv.memory_config import empty_memory as empty_memory
+from inducekv.memory_file import check_fingerprint
 from inducekv.progress import SILENT, Progress
 from inducekv.scoring import Scores
 from inducekv.training_state import TrainingState
@@ -95,23 +94,38 @@ class InducedModel:
         if config is None:
             config = config_of(memory)
         else:
-            _check_keys(backbone, memory, config)
+            config = concrete(config, memory)
+            check_config(backbone, memory, config)
             memory.resize(config.budget)
         return cls(backbone, memory, config, state)
 
     # -- learning
 
     def learn(self, examples: Sequence[Example], *, task: str, progress: Progress = SILENT) -> LearnReport:
-        """Learns a task into the memory; see `inducekv.learner.learn`."""
-        return learn(
+        """Learns a task into the memory; see `inducekv.learner.learn`.
+
+        With `payload="auto"` the first task is tuned on first (`inducekv.tuning`): the memory, still empty, is replaced
+        by one of the format that was found, and `config` says which.
+        """
+        config, memory, notes = concrete(self.config, self.memory), self.memory, list[str]()
+        if config.payload == "auto":
+            from inducekv.tuning import tuned_on_first
+
+            config, notes = tuned_on_first(self.backbone, examples, task, config, progress)
+            memory = empty_memory(self.backbone, config)
+            memory.metadata = dict(self.memory.metadata)
+        report = learn(
             self.backbone,
-            self.memory,
+            memory,
             examples,
             task=task,
-            config=self.config,
+            config=config,
             training_state=self.training_state,
             progress=progress,
         )
+        report.warnings[:0] = notes
+        self.config, self.memory = config, memory
+        return report
 
     def forget(self, task: str) -> int:
         """Removes a task: its entries, its threshold and its anchors. Returns how many entries there were.
@@ -274,7 +288,7 @@ class InducedModel:
         check_fingerprint(memory.fingerprint, self.backbone)
         config = config_of(memory) if "reading" in memory.metadata else self.config
         formats = {"payload_dtype": memory.payload_dtype, "key_dtype": memory.layout.key_dtype}
-        _check_keys(self.backbone, memory, self.config.replace(**formats))
+        check_config(self.backbone, memory, self.config.replace(**formats))
         return Reading(memory, config.replace(key_layer=self.config.key_layer))
 
     # -- files
@@ -294,22 +308,6 @@ class InducedModel:
         self.memory, self.training_state, self.config = other.memory, other.training_state, other.config
 
 
-def empty_memory(backbone: Backbone, config: InduceKVConfig) -> KVMemory:
-    """A memory without entries that fits a backbone."""
-    lowest = 0
-    if config.retrieval == "in_flight":
-        lowest = chosen_key_layer(config.key_layer, backbone.layers)
-        if lowest == backbone.layers:
-            raise ValueError(
-                f"in-flight retrieval needs a key_layer below {backbone.layers}, so that a layer is left that can read "
-                f"memory; got {config.key_layer}: choose a lower one, or retrieval='two_pass'"
-            )
-    layers = tuple(range(lowest, backbone.layers))
-    layout = Layout(layers, backbone.kv_heads, backbone.head_dim, backbone.hidden_size, config.key_dtype)
-    fingerprint = backbone.fingerprint(key_layer=config.key_layer, key_pool=config.key_pool)
-    return KVMemory(config.budget, layout, config.payload_dtype, fingerprint)
-
-
 def _backbone(model: Any, processor: Any, options: dict[str, Any]) -> Backbone:
     if isinstance(model, Backbone):
         return model
@@ -325,37 +323,3 @@ def _backbone(model: Any, processor: Any, options: dict[str, Any]) -> Backbone:
             "or give the model's name or folder"
         )
     return Backbone(model, processor)
-
-
-def config_of(memory: KVMemory) -> InduceKVConfig:
-    """The defaults, read as the memory wants to be read."""
-    try:
-        stored = json.loads(memory.metadata.get("reading", "{}"))
-        if stored:
-            stored.setdefault("retrieval", "two_pass")  # memories from before there was a choice
-        reading = {name: stored[name] for name in READING if name in stored}
-        formats = {"payload_dtype": memory.payload_dtype, "key_dtype": memory.layout.key_dtype}
-        fields = {**reading, "budget": memory.budget, **formats}
-        return InduceKVConfig.from_dict(fields)
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"the memory says nothing usable about how it is to be read: {error}") from error
-
-
-def _check_keys(backbone: Backbone, memory: KVMemory, config: InduceKVConfig) -> None:
-    wanted = backbone.fingerprint(key_layer=config.key_layer, key_pool=config.key_pool)
-    for name in ("key_layer", "key_pool"):
-        if memory.fingerprint.get(name) != wanted[name]:
-            raise FingerprintError(
-                f"the memory's retrieval keys have {name} {memory.fingerprint.get(name)!r}, the configuration says "
-                f"{wanted[name]!r}; use the memory's, or learn into a new memory"
-            )
-    if config.key_dtype != memory.layout.key_dtype:
-        raise ValueError(
-            f"the memory stores retrieval keys as {memory.layout.key_dtype}, the configuration says "
-            f"{config.key_dtype}; use the memory's, or learn into a new memory"
-        )
-    if config.payload_dtype != memory.payload_dtype:
-        raise ValueError(
-            f"the memory stores payloads as {memory.payload_dtype}, the configuration says {config.payload_dtype}; "
-            "use the memory's, or learn into a new memory"
-        )

@@ -13,6 +13,7 @@ GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
         (
             *(
                 "memory",
+                "memory_config",
                 "memory_file",
                 "entry",
                 "entries",
@@ -41,7 +42,7 @@ GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
     ),
     ("families", "Families", ("families", "decoder", "devices", "doctor")),
     ("compression", "Compression", ("compression",)),
-    ("learning", "Learning", ("learner", "learn_report", "selection")),
+    ("learning", "Learning", ("learner", "learn_report", "selection", "tuning")),
     ("continual", "Continual learning", ("continual",)),
     ("embedded", "The embedded model", ("embedded",)),
 ]

@@ -118,3 +118,20 @@ def load_model(model: str, memory: Path | None, config: InduceKVConfig | None = 
 def model_of(memory: KVMemory, given: str | None) -> str:
     """The model to answer with: the one given, else the one the memory was learned with."""
     return given or str(memory.metadata.get("model") or "embedded")
+
+
+def config_fields(path: Path | None) -> dict[str, Any]:
+    """Fields of `InduceKVConfig` from a JSON file; None: none.
+
+    Raises:
+        ValueError: not a JSON object.
+    """
+    if path is None:
+        return {}
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not JSON ({error})") from error
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: expected one JSON object of InduceKVConfig fields, got {type(fields).__name__}")
+    return fields

@@ -16,6 +16,7 @@ from inducekv.cli.common import (
     ModelOption,
     QuietOption,
     SeedOption,
+    config_fields,
     helpful,
     load_model,
     model_of,
@@ -49,7 +50,7 @@ def learn(
         typer.Option(help="bilevel, greedy, herding, reservoir or random.", rich_help_panel=_CONFIG_PANEL),
     ] = None,
     payload: Annotated[
-        str | None, typer.Option(help="keep_answer, mean_pool or none.", rich_help_panel=_CONFIG_PANEL)
+        str | None, typer.Option(help="keep_answer, mean_pool, shift_kv, none or auto.", rich_help_panel=_CONFIG_PANEL)
     ] = None,
     payload_tokens: Annotated[
         int | None, typer.Option(help="Tokens that pooling leaves of an entry.", rich_help_panel=_CONFIG_PANEL)
@@ -83,7 +84,7 @@ def learn(
         "top_k": top_k,
         "seed": seed,
     }
-    changes = {**_config_fields(config), **{name: value for name, value in given.items() if value is not None}}
+    changes = {**config_fields(config), **{name: value for name, value in given.items() if value is not None}}
     if "budget" in changes:
         parse_bytes(changes["budget"])
     examples = read_examples(data)
@@ -245,24 +246,14 @@ def _portable(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
-def _config_fields(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: expected one JSON object of InduceKVConfig fields, got {type(fields).__name__}")
-    return fields
-
-
 def _configuration(stored: KVMemory | None, changes: dict[str, Any]) -> InduceKVConfig:
     """The defaults, how the memory is read, and what was asked for; later ones win. A new budget resizes the memory."""
     from inducekv import InduceKVConfig
+    from inducekv.memory_config import config_of
 
     if stored is None:
         return InduceKVConfig.from_dict(changes)
-    kept = json.loads(stored.metadata.get("reading", "{}"))
-    known = {"budget": stored.budget, "payload_dtype": stored.payload_dtype, "key_dtype": stored.layout.key_dtype}
-    return InduceKVConfig.from_dict({**kept, **known, **changes})
+    known = config_of(stored).to_dict()
+    if "payload" in changes and "payload_tokens" not in changes:
+        del known["payload_tokens"]  # those of another method
+    return InduceKVConfig.from_dict({**known, **changes})

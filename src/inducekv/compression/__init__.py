@@ -27,6 +27,7 @@ COMPRESSIONS: dict[str, "Callable[[InduceKVConfig], Compression]"] = {
     "none": lambda config: NoCompression(),
     "mean_pool": lambda config: MeanPool(tokens=config.payload_tokens),
     "keep_answer": lambda config: KeepAnswer(context_tokens=config.payload_tokens),
+    "shift_kv": lambda config: ShiftKV(budget=config.payload_tokens),
 }
 """How each named method is made from a configuration."""
 
@@ -39,6 +40,11 @@ def compression_named(config: "InduceKVConfig") -> Compression:
     """
     if isinstance(config.payload, Compression):
         return config.payload
+    if config.payload == "auto":
+        raise ValueError(
+            "payload 'auto' is decided when an InducedModel learns its first task; name a method here, or ask "
+            "inducekv.tuning.tune for one"
+        )
     if config.payload not in COMPRESSIONS:
         raise ValueError(f"payload must be one of {', '.join(COMPRESSIONS)} or a Compression; got {config.payload!r}")
     return COMPRESSIONS[config.payload](config)

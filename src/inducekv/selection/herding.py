@@ -1,5 +1,7 @@
 """Herding: each task keeps the entries whose running mean follows the mean of its retrieval keys."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -20,12 +22,26 @@ def herding(
     CHOICE: tasks, not classes, are the groups, since an answer may be free text; at each turn the task that has spent
     the fewest bytes adds its next entry.
     """
+    return chosen_only(problem, herd(problem.keys, problem.costs.tolist(), problem.total, problem.tasks))
+
+
+def herd(
+    keys: Float[Tensor, "entries key_dim"], costs: Sequence[int | float], total: int | float, tasks: Sequence[str]
+) -> list[int]:
+    """Places of the entries that herding keeps, in the order in which they are added.
+
+    Args:
+        keys: retrieval keys.
+        costs: bytes each entry would take.
+        total: bytes there are.
+        tasks: the task of each entry.
+    """
     queues = {}
-    for task in dict.fromkeys(problem.tasks):
-        members = torch.tensor([index for index, name in enumerate(problem.tasks) if name == task])
-        queues[task] = members[herding_order(problem.keys[members])].tolist()
-    costs, left, chosen = problem.costs.tolist(), problem.total, []
-    spent = dict.fromkeys(queues, 0)
+    for task in dict.fromkeys(tasks):
+        members = torch.tensor([index for index, name in enumerate(tasks) if name == task])
+        queues[task] = members[herding_order(keys[members])].tolist()
+    left, chosen = total, []
+    spent: dict[str, int | float] = dict.fromkeys(queues, 0)
     while any(queues.values()):
         task = min((name for name, queue in queues.items() if queue), key=lambda name: spent[name])
         index = queues[task].pop(0)
@@ -33,7 +49,7 @@ def herding(
             chosen.append(index)
             left -= costs[index]
             spent[task] += costs[index]
-    return chosen_only(problem, chosen)
+    return chosen
 
 
 def herding_order(keys: Float[Tensor, "entries key_dim"]) -> Tensor:
