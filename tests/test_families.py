@@ -14,7 +14,7 @@ from inducekv.config import InduceKVConfig
 from inducekv.entry import Entry
 from inducekv.families import family_of, refusals
 from inducekv.injection import Injection, build_injection
-from inducekv.learner import reading_of
+from inducekv.memory_config import reading_of
 from inducekv.model import InducedModel
 from inducekv.payloads import Payloads
 from inducekv.retrieval import Calibration, Retrieved

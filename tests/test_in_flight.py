@@ -13,7 +13,7 @@ from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig
 from inducekv.decoder import chosen_key_layer
 from inducekv.entry import Entry
-from inducekv.learner import reading_of
+from inducekv.memory_config import reading_of
 from inducekv.model import InducedModel
 from test_attention import parameters_of, trace
 from test_family_parity import answered, example

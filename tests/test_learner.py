@@ -151,9 +151,11 @@ def test_a_batch_cut_to_some_rows_is_those_rows(backbone):
     (batch,) = prepared.batches
     whole = backbone.score(prepared).token_nll[batch.rows]
     part = batch.part(torch.tensor([4, 1]))
-    if part is not None:
-        cut = backbone.score(dataclasses.replace(prepared, batches=(part,), count=2)).token_nll
-        assert torch.allclose(cut, whole[[4, 1]], atol=1e-5)
+    assert part is not None
+    cut = backbone.score(dataclasses.replace(prepared, batches=(part,), count=2)).token_nll
+    assert torch.allclose(cut, whole[[4, 1]], atol=1e-5)
+    whole_only = dataclasses.replace(batch, text_inputs={**batch.text_inputs, "visual": torch.ones(6)})
+    assert whole_only.part(torch.tensor([4, 1])) is None, "what is not known to come row by row is not cut"
 
 
 @pytest.mark.parametrize("hypergradient", ["first_order", "implicit"])

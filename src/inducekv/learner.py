@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from inducekv.entry import Entry, check_name
 from inducekv.examples import Example
 from inducekv.learn_report import LearnReport as LearnReport
 from inducekv.memory import BudgetError, KVMemory
+from inducekv.memory_config import note_config
 from inducekv.progress import SILENT, Progress
 from inducekv.retrieval import Calibration
 from inducekv.selection import SELECTORS, Coverage, Objective, Selection, SelectionProblem, fit_to_chosen, indicator
@@ -30,10 +30,6 @@ from inducekv.selection.questions import Question, questions_of
 from inducekv.splits import assign_roles, two_levels
 from inducekv.training_state import TrainingState
 
-READING = ("key_layer", "key_pool", "key_centering", "retrieval", "top_k", "weighting", "visibility", "abstain")
-"""Configuration that answering must share with learning; kept in the memory's metadata."""
-PAYLOAD = ("payload", "payload_tokens", "payload_layers")
-"""How payloads were made, where that has a name; kept in the memory's metadata for the tasks to come."""
 FINAL_STEPS = 5
 """Steps that fit phi to the entries that were chosen, whatever selector chose them. CHOICE."""
 
@@ -127,10 +123,7 @@ def learn(
     memory.replace_all(chosen)
     memory.calibration = to_calibration(phi)
     memory.thresholds = limits
-    memory.metadata["reading"] = reading_of(config)
-    memory.metadata.pop("payload", None)
-    if isinstance(config.payload, str):
-        memory.metadata["payload"] = _named_fields(config, PAYLOAD)
+    note_config(memory, config)
     training_state.anchors = state.anchors
     return LearnReport(
         task=task,
@@ -151,15 +144,6 @@ def learn(
         history=selection.history,
         warnings=warnings,
     )
-
-
-def reading_of(config: InduceKVConfig) -> str:
-    """The part of a configuration that answering shares with learning, as one line of JSON."""
-    return _named_fields(config, READING)
-
-
-def _named_fields(config: InduceKVConfig, names: Sequence[str]) -> str:
-    return json.dumps({name: getattr(config, name) for name in names}, separators=(",", ":"))
 
 
 class _Watch:

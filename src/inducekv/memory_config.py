@@ -1,15 +1,20 @@
 """What a configuration and a memory say of each other: a memory made for a configuration, and the way back."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig
 from inducekv.decoder import chosen_key_layer
 from inducekv.entry import Layout
-from inducekv.learner import PAYLOAD, READING
 from inducekv.memory import KVMemory
 from inducekv.memory_file import FingerprintError
+
+READING = ("key_layer", "key_pool", "key_centering", "retrieval", "top_k", "weighting", "visibility", "abstain")
+"""Configuration that answering must share with learning; kept in the memory's metadata."""
+PAYLOAD = ("payload", "payload_tokens", "payload_layers")
+"""How payloads were made, where that has a name; kept in the memory's metadata for the tasks to come."""
 
 
 def empty_memory(backbone: Backbone, config: InduceKVConfig) -> KVMemory:
@@ -56,6 +61,23 @@ def _checked_layers(wanted: tuple[int, ...], possible: tuple[int, ...], retrieva
             f"payload_layers must be from {possible[0]} to {possible[-1]} for this model{why}; got {list(wanted)}"
         )
     return wanted
+
+
+def note_config(memory: KVMemory, config: InduceKVConfig) -> None:
+    """Writes into the memory how it was learned and is to be read."""
+    memory.metadata["reading"] = reading_of(config)
+    memory.metadata.pop("payload", None)
+    if isinstance(config.payload, str):
+        memory.metadata["payload"] = _named_fields(config, PAYLOAD)
+
+
+def reading_of(config: InduceKVConfig) -> str:
+    """The part of a configuration that answering shares with learning, as one line of JSON."""
+    return _named_fields(config, READING)
+
+
+def _named_fields(config: InduceKVConfig, names: Sequence[str]) -> str:
+    return json.dumps({name: getattr(config, name) for name in names}, separators=(",", ":"))
 
 
 def config_of(memory: KVMemory) -> InduceKVConfig:

@@ -8,15 +8,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from inducekv.compression.bits import pack, packed_bytes, unpack
+from inducekv.compression.gaussian import CLIPS
 from inducekv.compression.hadamard import hadamard
+from inducekv.compression.storage import LARGEST
 from inducekv.config import KeyDtype
 
 KEY_DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "int8": torch.int8, "int4": torch.uint8}
 """Number format of stored keys by its name in the configuration; 4-bit codes lie packed in bytes."""
-KEY_LARGEST = {"int8": 127, "int4": 7}
-"""Largest code; codes are symmetric and need no scale, since keys are compared by direction."""
-KEY_CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Shares of a key's largest number that are tried as the largest code; the best direction is taken. CHOICE."""
 
 
 def check_key_dtype(key_dtype: KeyDtype | str) -> None:
@@ -37,7 +35,8 @@ def encode_key(key: Float[Tensor, " key_dim"], key_dtype: KeyDtype | str) -> Num
     """A unit-norm key as it lies in the file.
 
     CHOICE: integers are of the Walsh-Hadamard rotation, so that a hidden state's few large channels do not leave the
-    others without codes.
+    others without codes. Codes need no scale, since keys are compared by direction; of several clips the one with the
+    best direction is taken.
 
     Returns:
         `[key_width]` in `KEY_DTYPES[key_dtype]`.
@@ -50,9 +49,9 @@ def encode_key(key: Float[Tensor, " key_dim"], key_dtype: KeyDtype | str) -> Num
         return key.to(torch.float16)
     if not torch.isfinite(key).all():
         raise ValueError("a retrieval key holds numbers that are not finite; the model overflowed on this example")
-    largest, rotated = KEY_LARGEST[key_dtype], hadamard(normalize(key.float(), dim=-1))
+    largest, rotated = LARGEST[key_dtype], hadamard(normalize(key.float(), dim=-1))
     outer = rotated.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)
-    tried = [(rotated / (clip * outer) * largest).round().clamp(-largest, largest) for clip in KEY_CLIPS]
+    tried = [(rotated / (clip * outer) * largest).round().clamp(-largest, largest) for clip in CLIPS]
     codes = max(tried, key=lambda codes: float(normalize(codes, dim=-1) @ rotated))
     return codes.to(torch.int8) if key_dtype == "int8" else pack((codes + largest).to(torch.uint8), 4)
 
@@ -63,5 +62,5 @@ def decode_keys(
     """Keys of unit norm, float32, from how they lie in the file."""
     if key_dtype == "float16":
         return normalize(stored.float(), dim=-1)
-    codes = unpack(stored, 4, key_dim).float() - KEY_LARGEST["int4"] if key_dtype == "int4" else stored.float()
+    codes = unpack(stored, 4, key_dim).float() - LARGEST["int4"] if key_dtype == "int4" else stored.float()
     return normalize(hadamard(codes), dim=-1)

@@ -12,7 +12,7 @@ from inducekv.compression.hadamard import hadamard
 LEVELS = (-1.5104, -0.4528, 0.4528, 1.5104)
 """Least mean squared error for a standard normal (Max, Quantizing for minimum distortion, 1960, table I, N = 4)."""
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Shares of a head's largest number that are tried as its outer level. CHOICE."""
+"""Shares of the largest number that are tried as the outer level, or a key's largest code. CHOICE."""
 SMALLEST = torch.finfo(torch.float32).tiny
 
 
