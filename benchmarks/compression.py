@@ -3,7 +3,6 @@
     python benchmarks/compression.py [--json] [--seeds 0 1] [--limit 10] [--methods ...] [--peer .venv-peers/bin/python]
 
 The embedded model reads a conversation of many pictures; its cache is compressed; only then comes the question, about
-one of them (`_compression_task.py`). The same prompts for every method, and for kvpress's presses in an environment of
 one of them (`_compression_task.py`). The same prompts for all, and for kvpress's presses in an environment of
 over prompts, and the mean bytes of the compressed prompt (`cache_bytes`: the model's float32, positions and states
 included).

@@ -15,6 +15,7 @@ from inducekv.decoder import chosen_key_layer
 from inducekv.entry import Entry
 from inducekv.memory_config import reading_of
 from inducekv.model import InducedModel
+from inducekv.retrieval_key import retrieval_key
 from test_attention import parameters_of, trace
 from test_family_parity import answered, example
 from test_parity import TOLERANCE, inputs_of, one_prompt
@@ -29,7 +30,9 @@ def taught(backbone: Backbone, seeds: tuple[int, ...] = LEARNED, **changes: Any)
     model = InducedModel.from_pretrained(backbone, config=InduceKVConfig(**fields))
     layers = model.memory.layout.layers
     learned = [example(backbone, seed) for seed in seeds]
-    for i, encoded in enumerate(backbone.encode(learned, key_layer=model.config.key_layer)):
+    for i, encoded in enumerate(
+        backbone.encode(learned, key_layer=model.config.key_layer, key_pool=model.config.key_pool)
+    ):
         entry = Entry.of(
             encoded,
             id=f"e{seeds[i]}",
@@ -91,7 +94,8 @@ def test_one_pass_reads_what_two_passes_read(family: str, way: Callable[[Backbon
         plain, plain_tokens, _ = answered(backbone, inputs)
     except (AttributeError, IndexError, ValueError, RuntimeError) as error:
         pytest.skip(f"without any memory, too, this release of transformers fails: {error}")
-    model = taught(backbone)
+    key_pool = "last" if "inputs_embeds" in inputs else "last_and_text"  # which needs to know the words
+    model = taught(backbone, key_pool=key_pool)
     with model.attached():
         one, tokens, _ = answered(backbone, inputs)
     with in_two_passes(model).attached():
@@ -149,10 +153,13 @@ def test_a_prompt_is_read_once_and_only_prompts_are_looked_up(llava: Backbone) -
 def test_keys_in_flight_are_those_of_a_pass_of_their_own(backbone: Backbone) -> None:
     asked = [example(backbone, seed, False) for seed in (2, 5, 8)]
     caught: list[Tensor] = []
-    from inducekv.decoder import pooled_key
-
     layer = chosen_key_layer(None, backbone.layers)
-    with attached(backbone, InFlight(layer, lambda hidden, real: caught.append(pooled_key(hidden, "last", real)))):
+
+    def catch(*state: Any) -> None:
+        hidden, real, ids = state
+        caught.append(retrieval_key(backbone, hidden, "last_and_text", real, ids))
+
+    with attached(backbone, InFlight(layer, catch)):
         answered(backbone, inputs_of(backbone, asked))
     assert torch.allclose(caught[0], backbone.query_keys(asked), atol=1e-6)
 

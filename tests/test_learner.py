@@ -79,13 +79,33 @@ def test_questions_of_the_two_levels_never_overlap_and_spare_examples_are_asked_
 # -- scoring
 
 
+def scorer_of(backbone, memory, questions, config):
+    ids, answers = ([getattr(entry, name) for entry in memory.entries] for name in ("id", "answer"))
+    return LikelihoodScorer(backbone, memory, memory.keys(), ids, answers, {"current": questions}, config)
+
+
+@pytest.mark.parametrize(("composed", "forbidden"), [(-1.0, 1), (float("inf"), 3)])
+def test_entries_that_hold_the_very_answer_are_forbidden_where_it_can_be_composed(
+    llava, monkeypatch, composed, forbidden
+):
+    monkeypatch.setattr("inducekv.selection.likelihood.COMPOSED", composed)
+    config = InduceKVConfig(top_k=None, **FAST)
+    memory, _, _ = learned(llava, ("colours", colour_task(3)), top_k=None)
+    questions = questions_of(llava, colour_task(3), ["colours"] * 9, config)
+    closed = scorer_of(llava, memory, questions, config).similarities("current") == -torch.inf
+    for question, row in zip(questions, closed, strict=True):
+        held = [entry for entry, shut in zip(memory.entries, row.tolist(), strict=True) if shut]
+        assert question.entry in {entry.id for entry in held}
+        assert len(held) == forbidden and {entry.answer for entry in held} == {question.example.answer}
+
+
 def test_a_question_never_reads_its_own_entry_and_weight_zero_is_never_read(llava):
     config = InduceKVConfig(top_k=None, weighting="log", **FAST)
     memory, _, _ = learned(llava, ("colours", colour_task(2)), top_k=None)
     examples = colour_task(2)
     questions = questions_of(llava, examples, ["colours"] * 6, config)
     ids = [entry.id for entry in memory.entries]
-    scorer = LikelihoodScorer(llava, memory, memory.keys(), ids, {"current": questions}, config)
+    scorer = scorer_of(llava, memory, questions, config)
     phi = to_phi(memory.calibration)
     similarity = scorer.similarities("current")
     assert [ids[i] for i in (similarity == -torch.inf).nonzero()[:, 1]] == [example.id for example in examples]
@@ -102,8 +122,7 @@ def test_scoring_a_batch_at_a_time_and_one_entry_alone_agree_with_scoring_all(ll
     config = InduceKVConfig(**{**FAST, "batch_size": 4})
     memory, _, _ = learned(llava, ("colours", colour_task(2)))
     questions = questions_of(llava, colour_task(2, seed=9), ["colours"] * 6, config)
-    ids = [entry.id for entry in memory.entries]
-    scorer = LikelihoodScorer(llava, memory, memory.keys(), ids, {"current": questions}, config)
+    scorer = scorer_of(llava, memory, questions, config)
     phi, ones = to_phi(memory.calibration), torch.ones(6)
     assert (scorer.size("current"), scorer.batches("current"), scorer.size("anchors")) == (6, 2, 0)
     whole = scorer.nll("current", ones, phi)
@@ -117,10 +136,11 @@ def test_only_questions_that_read_something_else_are_scored_again(llava, monkeyp
     config = InduceKVConfig(**{**FAST, "batch_size": 4}, top_k=2)
     memory, _, _ = learned(llava, ("colours", colour_task(4)))
     questions = questions_of(llava, colour_task(3, seed=9), ["colours"] * 9, config)
-    ids = [entry.id for entry in memory.entries]
 
     def scorer():
-        return LikelihoodScorer(llava, memory, memory.keys(), ids, {"current": questions}, config)
+        made = scorer_of(llava, memory, questions, config)
+        assert made.batches("current") == 3  # prepared, and asked once what can be composed
+        return made
 
     kept, phi = scorer(), to_phi(memory.calibration)
     other, scored = phi + 0.1, []
@@ -130,7 +150,7 @@ def test_only_questions_that_read_something_else_are_scored_again(llava, monkeyp
         scored.append(examples.count)
         return whole(self, examples, *args, **options)
 
-    drawn = [torch.ones(len(ids)) - torch.eye(len(ids))[entry] for entry in range(4)]  # one entry exchanged each time
+    drawn = [torch.ones(12) - torch.eye(12)[entry::4].sum(0) for entry in range(4)]  # an entry a colour is exchanged
     steps = [(drawn[0], phi), (drawn[0], phi), (drawn[1], phi), (drawn[1], other), (drawn[2], other), (drawn[2], phi)]
     counts = []
     for weights, at in [*steps, (drawn[3], phi + 0.2), (drawn[1], phi)]:
@@ -163,8 +183,7 @@ def test_gradients_reach_weights_and_phi(llava, hypergradient):
     config = InduceKVConfig(hypergradient=hypergradient, **FAST)
     memory, _, _ = learned(llava, ("colours", colour_task(2)))
     questions = questions_of(llava, colour_task(1, seed=9), ["colours"] * 3, config)
-    ids = [entry.id for entry in memory.entries]
-    scorer = LikelihoodScorer(llava, memory, memory.keys(), ids, {"current": questions}, config)
+    scorer = scorer_of(llava, memory, questions, config)
     weights, phi = torch.full((6,), 0.5, requires_grad=True), to_phi(memory.calibration).requires_grad_()
     loss = scorer.nll("current", weights, phi).mean()
     by_weights, by_phi = torch.autograd.grad(loss, (weights, phi), create_graph=hypergradient == "implicit")

@@ -23,7 +23,7 @@ from inducekv.retrieval import Calibration
 
 LAYOUT = Layout((0, 1, 2), kv_heads=2, head_dim=4, key_dim=8)
 FINGERPRINT = {"architecture": "Tiny", "layers": 3, "key_layer": 3, "key_pool": "last"}
-DTYPES = ["float32", "float16", "bfloat16", "int8", "int4", "int2"]
+DTYPES = ["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"]
 
 
 def entry(seed: int, tokens: int = 2, task: str = "birds", dtype: str = "int8", answer: str = "zorb") -> Entry:
@@ -242,7 +242,7 @@ def test_payloads_come_back_padded_and_dequantised(dtype: str) -> None:
         if dtype == "int4":
             codes = unpack(stored.values, 4, 4).float() - 7
         values = codes * (1 if stored.value_scales is None else stored.value_scales.float()[..., None])
-        if dtype == "int2":  # test_compression says what its codes are
+        if dtype in ("int3", "int2"):  # test_compression says what its codes are
             values = dequantise(stored.values, stored.value_scales, dtype, 4)
         assert torch.equal(got.values[place, :, :, :tokens], values.permute(1, 2, 0, 3))
         assert got.spans[place] == held.entries[index].span

@@ -12,7 +12,7 @@ from inducekv.selection.questions import Question
 
 LOW_QUANTILE = 0.05
 """The similarity that this part of a task's own questions stays below. CHOICE."""
-MARGIN = 1.0
+MARGIN = 2.0
 """How much further below, in units of the distance from the median to that quantile. CHOICE."""
 
 
@@ -25,9 +25,9 @@ def thresholds(
     """Least similarity to a task's entries below which a question is none of that task's (CHOICE).
 
     A task's own questions are compared with its committed entries, leaving out the entry a question became: their best
-    similarities show how near a question of the task usually is. The threshold lies as far below their low quantile as
-    that lies below the median, so that a question of the task is rarely refused. A task without such questions has no
-    threshold.
+    similarities show how near a question of the task usually is. The threshold lies twice as far below their low
+    quantile as that lies below the median, so that a question of the task is rarely refused. A task without such
+    questions has no threshold.
 
     Args:
         entries: committed.

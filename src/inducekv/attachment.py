@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from inducekv.attention_masks import expanded, real_tokens, repeats_of, widened_mask
@@ -22,12 +22,15 @@ class InFlight:
 
     Attributes:
         layer: decoder layer whose input gives the retrieval key; it and those above it can read what is found.
-        provide: from that input `[rows, tokens, hidden]` and where it is no padding `[rows, tokens]` to the injection,
-            or None.
+        provide: from that input `[rows, tokens, hidden]`, where it is no padding `[rows, tokens]`, and the token ids
+            `[rows, tokens]` (None if the model was given embeddings) to the injection, or None.
     """
 
     layer: int
-    provide: Callable[[Float[Tensor, "rows tokens hidden"], Bool[Tensor, "rows tokens"]], Injection | None]
+    provide: Callable[
+        [Float[Tensor, "rows tokens hidden"], Bool[Tensor, "rows tokens"], Int[Tensor, "rows tokens"] | None],
+        Injection | None,
+    ]
 
 
 class Attachment:
@@ -115,7 +118,7 @@ class Attachment:
         if real is None or self._in_flight is None or not self.rules:
             return
         hidden = args[0] if args else kwargs["hidden_states"]
-        self.injection = self._checked(self._in_flight.provide(hidden, real.to(hidden.device)), real)
+        self.injection = self._checked(self._in_flight.provide(hidden, real.to(hidden.device), self._prompt), real)
 
     def _checked(self, injection: Injection | None, real: Bool[Tensor, "rows tokens"]) -> Injection | None:
         if injection is None:

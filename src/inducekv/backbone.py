@@ -21,8 +21,8 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from inducekv.attention import Attachment, InFlight, Provider, attached
-from inducekv.config import KeyPool
-from inducekv.decoder import extent, kinds_of, pooled_key, state_kept, state_of, tapped, text_inputs
+from inducekv.config import DEFAULT_KEY_POOL, KeyPool
+from inducekv.decoder import extent, kinds_of, state_kept, state_of, tapped, text_inputs
 from inducekv.devices import device_of
 from inducekv.encoded import Encoded
 from inducekv.examples import Example
@@ -31,6 +31,7 @@ from inducekv.fingerprint import embedding_hash, fingerprint_of
 from inducekv.injection import Injection
 from inducekv.progress import SILENT, Progress
 from inducekv.rendering import Batch, Prepared, Rendered, pad, render
+from inducekv.retrieval_key import key_dim, retrieval_key
 from inducekv.rope import shift_keys
 from inducekv.scoring import Scores, answer_nll
 
@@ -168,6 +169,12 @@ class Backbone:
             batch.inputs["token_type_ids"] = batch.answer_mask.long()
         return batch
 
+    @cached_property
+    def special_tokens(self) -> Tensor:
+        """Ids of the tokens that are no words: the tokenizer's special ones and the image's. `[n]` int64."""
+        special = {int(i) for i in getattr(self.processor.tokenizer, "all_special_ids", ())}
+        return torch.tensor(sorted(special | ({self._image_token} - {None})), dtype=torch.long)
+
     def _pad_token(self) -> int:
         pad_token = self.processor.tokenizer.pad_token_id
         return int(pad_token if pad_token is not None else min(self._end_tokens(), default=0))
@@ -194,7 +201,7 @@ class Backbone:
         examples: Sequence[Example],
         *,
         key_layer: int | None = None,
-        key_pool: KeyPool = "last",
+        key_pool: KeyPool = DEFAULT_KEY_POOL,
         batch_size: int = 32,
         progress: Progress = SILENT,
         scorer: "LiveCompression | None" = None,
@@ -204,7 +211,7 @@ class Backbone:
         Args:
             examples: each with an answer.
             key_layer: hidden state of the retrieval key, 0 (embeddings) to `layers`; -1: the last; None: the middle.
-            key_pool: `"last"` token before the answer, or `"mean"` over all of them.
+            key_pool: see `retrieval_key`.
             scorer: a compression that selects tokens; its scores go into `Encoded.scores`.
 
         Raises:
@@ -220,7 +227,8 @@ class Backbone:
                 output = self.text_model(**before, past_key_values=DynamicCache(), use_cache=True)
             scores = None if measured is None else torch.stack(measured, 1).float()
             real = batch.inputs["attention_mask"].bool()
-            keys = pooled_key(hidden_of(output), key_pool, real & ~batch.answer_mask)
+            prefix = real & ~batch.answer_mask
+            keys = retrieval_key(self, hidden_of(output), key_pool, prefix, batch.inputs["input_ids"])
             kinds = kinds_of(batch, self._image_token)
             first, last = extent(before.get("position_ids"), real)
             layers = output.past_key_values.layers
@@ -248,16 +256,16 @@ class Backbone:
         examples: Sequence[Example] | Prepared,
         *,
         key_layer: int | None = None,
-        key_pool: KeyPool = "last",
+        key_pool: KeyPool = DEFAULT_KEY_POOL,
         batch_size: int = 32,
         progress: Progress = SILENT,
-    ) -> Float32[Tensor, "n hidden"]:
-        """Retrieval keys of questions: the same function that gave the entries theirs. `[n, hidden]`, unit norm.
+    ) -> Float32[Tensor, "n key_dim"]:
+        """Retrieval keys of questions: the same function that gave the entries theirs. `[n, key_dim]`, unit norm.
 
         Questions that were prepared (without answers) are not rendered again; `generate` takes the same ones.
         """
         prepared = self._prepared(examples, False, batch_size)
-        keys = torch.empty(prepared.count, self.hidden_size, device=self.device)
+        keys = torch.empty(prepared.count, key_dim(self.hidden_size, key_pool), device=self.device)
         progress.start("reading questions", prepared.count)
         for batch in prepared.batches:
             keys[batch.rows] = self.query_keys_from_inputs(key_layer=key_layer, key_pool=key_pool, **batch.inputs)
@@ -267,9 +275,9 @@ class Backbone:
 
     @torch.no_grad()
     def query_keys_from_inputs(
-        self, *, key_layer: int | None = None, key_pool: KeyPool = "last", **inputs: Any
-    ) -> Float32[Tensor, "rows hidden"]:
-        """Retrieval keys `[rows, hidden]` of model inputs that end with a generation prompt, padded on either side."""
+        self, *, key_layer: int | None = None, key_pool: KeyPool = DEFAULT_KEY_POOL, **inputs: Any
+    ) -> Float32[Tensor, "rows key_dim"]:
+        """Retrieval keys `[rows, key_dim]` of model inputs that end with a generation prompt, padded on either side."""
         inputs = {name: x for name, x in inputs.items() if x is not None}
         if "attention_mask" not in inputs:
             tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
@@ -277,7 +285,7 @@ class Backbone:
         before = self._text_inputs(inputs)
         with attached(self, None):
             hidden = state_of(self.text_model, key_layer, before)
-        return pooled_key(hidden, key_pool, inputs["attention_mask"].bool())
+        return retrieval_key(self, hidden, key_pool, inputs["attention_mask"].bool(), inputs.get("input_ids"))
 
     # -- scoring
 
@@ -376,7 +384,7 @@ class Backbone:
 
     # -- identity
 
-    def fingerprint(self, *, key_layer: int | None = None, key_pool: KeyPool = "last") -> dict[str, Any]:
+    def fingerprint(self, *, key_layer: int | None = None, key_pool: KeyPool = DEFAULT_KEY_POOL) -> dict[str, Any]:
         """What a memory must agree with, as JSON values; see `fingerprint.fingerprint_of`."""
         return fingerprint_of(self, key_layer, key_pool)
 

@@ -11,9 +11,10 @@ from inducekv.bytes import parse_bytes
 if TYPE_CHECKING:
     from inducekv.compression import Compression
 
-PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int2"]
+PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"]
 KeyDtype = Literal["float16", "int8", "int4"]
-KeyPool = Literal["last", "mean"]
+KeyPool = Literal["last_and_text", "last", "mean"]
+DEFAULT_KEY_POOL: KeyPool = "last_and_text"
 Retrieval = Literal["in_flight", "two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
 Visibility = Literal["all", "window"]
@@ -33,14 +34,15 @@ class InduceKVConfig:
             `"shift_kv"`; or `"auto"`: this and the next four are found on the first task's examples.
         payload_tokens: `mean_pool`: tokens an entry is pooled to (at least 1); `keep_answer`: tokens the part that is
             not the answer is pooled to (0 drops it); `shift_kv`: tokens that stay (at least 1); ignored by `none`.
-        payload_dtype: number format of stored keys and values; `int8`, `int4` and `int2` have a float16 scale a token,
+        payload_dtype: number format of stored keys and values; integers have a float16 scale a token,
             layer and head.
         key_dtype: number format of stored retrieval keys; integers are codes of the rotated key and need no scale.
         payload_layers: the model's layers that payloads are stored of and that read them, ascending; `None`: all, or
             with in-flight retrieval all from `key_layer` up.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
-        key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's).
+        key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's);
+            `"last_and_text"`: the last token, and beside it the mean input embedding of the words.
         key_centering: subtract the mean of the memory's keys before comparing; needs at least two entries to act.
         retrieval: `"in_flight"`: the key is taken from `key_layer` within the pass that reads the prompt, and only that
             layer and those above it read memory; payloads of the lower layers are not stored. `"two_pass"` (the
@@ -57,9 +59,10 @@ class InduceKVConfig:
         calibration_prior: how strongly the calibration phi is pulled to where it starts; 0: not at all (the paper's).
         projection_dim: dimensions D' that keys are projected to for coverage.
         inner_steps, inner_lr: gradient steps on the calibration phi for each outer step.
+        calibration_steps: gradient steps on phi once the entries are chosen; 0: none.
         outer_steps, outer_lr: projected gradient steps on the selection weights w.
         hypergradient: `"first_order"`, or `"implicit"` (through the inner problem's exact Hessian).
-        temperature: initial retrieval temperature tau.
+        temperature: initial retrieval temperature tau; where keys have two parts, half of what it would be with one.
         batch_size: rows in one forward pass.
         seed: of every random draw.
 
@@ -71,10 +74,10 @@ class InduceKVConfig:
     payload: "str | Compression" = "keep_answer"
     payload_tokens: int = 0
     payload_dtype: PayloadDtype = "int4"
-    key_dtype: KeyDtype = "int8"
+    key_dtype: KeyDtype = "int4"
     payload_layers: tuple[int, ...] | None = None
     key_layer: int | None = None
-    key_pool: KeyPool = "last"
+    key_pool: KeyPool = DEFAULT_KEY_POOL
     key_centering: bool = False
     retrieval: Retrieval = "two_pass"
     top_k: int | None = 16
@@ -90,10 +93,11 @@ class InduceKVConfig:
     projection_dim: int = 32
     inner_steps: int = 2
     inner_lr: float = 0.03
+    calibration_steps: int = 5
     outer_steps: int = 20
     outer_lr: float = 0.1
     hypergradient: Hypergradient = "first_order"
-    temperature: float = 0.07
+    temperature: float = 0.035
     calibration_prior: float = 0.3
     batch_size: int = 32
     seed: int = 0
@@ -125,6 +129,7 @@ class InduceKVConfig:
             ("anchors", 0),
             ("projection_dim", 1),
             ("inner_steps", 0),
+            ("calibration_steps", 0),
             ("outer_steps", 0),
             ("batch_size", 1),
             ("seed", 0),
@@ -172,6 +177,7 @@ class InduceKVConfig:
                 "key_layer": -1,
                 "key_pool": "mean",
                 "key_centering": False,
+                "temperature": 0.07,
                 "retrieval": "two_pass",
                 "top_k": None,
                 "weighting": "sqrt",
@@ -182,6 +188,20 @@ class InduceKVConfig:
                 **changes,
             }
         )
+
+    @classmethod
+    def fast(cls, **changes: Any) -> "InduceKVConfig":
+        """Learning that reads every example once and scores none: entries by herding, calibration as it starts.
+
+        CHOICE, for where learning must take less time than an epoch of training. It keeps no anchors either, so
+        nothing but the memory has to be kept.
+        """
+        return cls(**{"selector": "herding", "calibration_steps": 0, "anchors": 0, **changes})
+
+    @property
+    def scores_questions(self) -> bool:
+        """Whether learning asks the model questions, rather than only reading examples."""
+        return self.selector in ("bilevel", "greedy") or self.calibration_steps > 0
 
     def replace(self, **changes: Any) -> "InduceKVConfig":
         """A copy with some fields changed, validated again."""

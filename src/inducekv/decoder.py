@@ -6,11 +6,9 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int8
+from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from inducekv.config import KeyPool
 from inducekv.encoded import ANSWER, IMAGE, TEXT
 from inducekv.families import Family
 from inducekv.rendering import Batch
@@ -147,23 +145,6 @@ def state_of(text_model: Any, key_layer: int | None, inputs: dict[str, Any]) -> 
     finally:
         door.remove()
     raise ValueError(f"the {type(text_model).__name__} never called its layer {chosen}")
-
-
-def pooled_key(
-    hidden: Float[Tensor, "rows tokens hidden"], key_pool: KeyPool, prefix: Bool[Tensor, "rows tokens"]
-) -> Float32[Tensor, "rows hidden"]:
-    """Retrieval keys r(x) = h(x) / |h(x)| (InduceKV, specs section 1) from the tokens where `prefix` is True.
-
-    `"mean"` pools them all (the paper's); `"last"` takes the last one (CHOICE: better in the trial). Keys
-    come out where `prefix` is, wherever the layer was.
-    """
-    hidden = hidden.to(prefix.device, torch.float32)
-    if key_pool == "mean":
-        shown = prefix.to(hidden.dtype)[..., None]
-        return normalize((hidden * shown).sum(1) / shown.sum(1), dim=-1)
-    place = torch.arange(prefix.shape[1], device=prefix.device)
-    final = torch.where(prefix, place, -1).amax(-1)
-    return normalize(hidden[torch.arange(len(final), device=final.device), final], dim=-1)
 
 
 def kinds_of(batch: Batch, image_token: int | None) -> Int8[Tensor, "rows tokens"]:

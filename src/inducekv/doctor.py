@@ -14,6 +14,7 @@ from inducekv.bytes import parse_bytes
 from inducekv.config import InduceKVConfig
 from inducekv.entry import BOOKKEEPING, Layout
 from inducekv.families import DECODERS, FAMILIES, refusals, rope_types, unknown_family
+from inducekv.retrieval_key import key_dim
 
 CONFIG_LIMIT = 4 * 2**20
 """Bytes of a `config.json` that is read."""
@@ -60,8 +61,8 @@ class Diagnosis:
         sizes = (self.layers, self.kv_heads, self.head_dim, self.hidden_size)
         if any(size is None for size in sizes):
             return None
-        layers, key_dtype = tuple(range(self.layers or 0)), InduceKVConfig.key_dtype
-        return Layout(layers, self.kv_heads or 0, self.head_dim or 0, self.hidden_size or 0, key_dtype)
+        layers, width = tuple(range(self.layers or 0)), key_dim(self.hidden_size or 0, InduceKVConfig.key_pool)
+        return Layout(layers, self.kv_heads or 0, self.head_dim or 0, width, InduceKVConfig.key_dtype)
 
     def slot_nbytes(self, bits: int) -> int:
         """Bytes of one memory token in all layers: keys, values, and below 16 bits a float16 scale a layer and head.

@@ -1,11 +1,11 @@
 """Which model a memory belongs to."""
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from inducekv.config import KeyPool
+from inducekv.config import DEFAULT_KEY_POOL, KeyPool
 from inducekv.decoder import chosen_key_layer
 from inducekv.devices import at_hand, is_quantised
 
@@ -62,7 +62,8 @@ def check_fingerprint(fingerprint: dict[str, Any], backbone: "Backbone") -> None
     Raises:
         FingerprintError: naming every field in which the model differs.
     """
-    pool: KeyPool = "mean" if fingerprint.get("key_pool") == "mean" else "last"
+    named: Any = fingerprint.get("key_pool")
+    pool: KeyPool = named if named in get_args(KeyPool) else DEFAULT_KEY_POOL
     actual = backbone.fingerprint(key_layer=fingerprint.get("key_layer"), key_pool=pool)
     names = sorted(set(fingerprint) | set(actual))
     differing = [n for n in names if fingerprint.get(n) != actual.get(n)]

@@ -30,9 +30,6 @@ from inducekv.selection.questions import Question, questions_of
 from inducekv.splits import assign_roles, two_levels
 from inducekv.training_state import TrainingState
 
-FINAL_STEPS = 5
-"""Steps that fit phi to the entries that were chosen, whatever selector chose them. CHOICE."""
-
 
 def learn(
     backbone: Backbone,
@@ -83,14 +80,17 @@ def learn(
             "or make entries smaller (payload, payload_tokens, payload_dtype, key_dtype)"
         )
     with watch("prepare"):
-        asked = [examples[i] for i in (*roles.calibration, *roles.current)]
         known = {entry.id: key for entry, key in zip(fresh, keys, strict=True)}
+        asked = [examples[i] for i in (*roles.calibration, *roles.current)]
+        if not config.scores_questions:  # their keys are all that is needed, and those of candidates are there
+            asked = [example for example in asked if example.identifier in known]
         questions = questions_of(backbone, asked, [task] * len(asked), config, known)
         anchors = _anchor_questions(backbone, training_state, examples, memory, config)
         inner_anchors, outer_anchors = two_levels(anchors)
+        inner = {examples[i].identifier for i in roles.calibration}
         splits: dict[Split, list[Question]] = {
-            "calibration": questions[: len(roles.calibration)],
-            "current": questions[len(roles.calibration) :],
+            "calibration": [q for q in questions if q.entry in inner],
+            "current": [q for q in questions if q.entry not in inner],
             "calibration_anchors": inner_anchors,
             "anchors": outer_anchors,
         }
@@ -98,7 +98,14 @@ def learn(
         pool_memory.replace_all(pool)
         pool_keys = pool_memory.keys()
         scorer = LikelihoodScorer(
-            backbone, pool_memory, pool_keys, [entry.id for entry in pool], splits, config, progress
+            backbone,
+            pool_memory,
+            pool_keys,
+            [entry.id for entry in pool],
+            [entry.answer for entry in pool],
+            splits,
+            config,
+            progress,
         )
     earlier = len(set(memory.tasks) - {task})
     problem = _problem(scorer, pool, pool_keys, costs, total, _start(memory, config), config, earlier)
@@ -109,10 +116,13 @@ def learn(
         phi = _calibrate(problem, selection, config, generator, progress)
     with watch("assess"), torch.no_grad():
         held = indicator([i for i, entry in enumerate(pool) if i < len(old)], len(pool))
-        before = problem.objective.outer(held, problem.phi).as_numbers()
-        after = problem.objective.outer(indicator(selection.chosen, len(pool)), phi).as_numbers()
+        before, after = (
+            problem.objective.outer(weights, at).as_numbers() if config.scores_questions else {}
+            for weights, at in ((held, problem.phi), (indicator(selection.chosen, len(pool)), phi))
+        )
     chosen = [pool[i] for i in selection.chosen]
-    limits = thresholds(chosen, pool_keys[selection.chosen], [*questions, *anchors], config.key_centering)
+    limits = {name: limit for name, limit in memory.thresholds.items() if any(e.task == name for e in chosen)}
+    limits |= thresholds(chosen, pool_keys[selection.chosen], [*questions, *anchors], config.key_centering)
     state = training_state.updated(examples, task, config.anchors, config.seed)
     dropped = Counter(entry.task for i, entry in enumerate(old) if i not in set(selection.chosen))
     for name in set(memory.tasks) - {entry.task for entry in chosen}:
@@ -284,7 +294,7 @@ def _calibrate(
         problem.objective,
         indicator(selection.chosen, len(problem)),
         selection.phi,
-        steps=FINAL_STEPS,
+        steps=config.calibration_steps,
         lr=config.inner_lr,
         generator=generator,
         progress=progress,

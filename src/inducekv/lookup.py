@@ -11,10 +11,11 @@ from inducekv.answers import Source
 from inducekv.attention import InFlight, Provider
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig, Weighting
-from inducekv.decoder import chosen_key_layer, pooled_key
+from inducekv.decoder import chosen_key_layer
 from inducekv.injection import Injection, build_injection, joined
 from inducekv.memory import KVMemory
 from inducekv.retrieval import Retrieved, retrieve
+from inducekv.retrieval_key import retrieval_key
 
 SHARED = ("key_layer", "key_pool", "retrieval", "weighting", "visibility")
 """What the memories of one batch must agree on."""
@@ -131,7 +132,9 @@ class Lookup:
         pool = self._config.key_pool
         if self._config.retrieval == "in_flight":
             layer = chosen_key_layer(self._config.key_layer, self._backbone.layers)
-            return InFlight(layer, lambda hidden, real: self(pooled_key(hidden, pool, real)))
+            return InFlight(
+                layer, lambda hidden, real, ids: self(retrieval_key(self._backbone, hidden, pool, real, ids))
+            )
         return lambda inputs: self(
             self._backbone.query_keys_from_inputs(key_layer=self._config.key_layer, key_pool=pool, **inputs)
         )

@@ -10,6 +10,7 @@ from inducekv.decoder import chosen_key_layer
 from inducekv.entry import Layout
 from inducekv.memory import KVMemory
 from inducekv.memory_file import FingerprintError
+from inducekv.retrieval_key import key_dim
 
 READING = ("key_layer", "key_pool", "key_centering", "retrieval", "top_k", "weighting", "visibility", "abstain")
 """Configuration that answering must share with learning; kept in the memory's metadata."""
@@ -30,7 +31,7 @@ def empty_memory(backbone: Backbone, config: InduceKVConfig) -> KVMemory:
         else _checked_layers(config.payload_layers, storable_layers(backbone, config), config.retrieval),
         backbone.kv_heads,
         backbone.head_dim,
-        backbone.hidden_size,
+        key_dim(backbone.hidden_size, config.key_pool),
         config.key_dtype,
     )
     fingerprint = backbone.fingerprint(key_layer=config.key_layer, key_pool=config.key_pool)

@@ -1,4 +1,4 @@
-"""Two bits a number for rotated heads: the four levels that suit a bell curve best, times one scale."""
+"""Two or three bits a number for rotated heads: the levels that suit a bell curve best, times one scale."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -9,8 +9,9 @@ from torch import Tensor
 
 from inducekv.compression.hadamard import hadamard
 
-LEVELS = (-1.5104, -0.4528, 0.4528, 1.5104)
-"""Least mean squared error for a standard normal (Max, Quantizing for minimum distortion, 1960, table I, N = 4)."""
+UPPER = {2: (0.4528, 1.5104), 3: (0.2451, 0.7560, 1.3439, 2.1520)}
+LEVELS = {bits: (*(-x for x in reversed(upper)), *upper) for bits, upper in UPPER.items()}
+"""By bits: least mean squared error for a standard normal (Max, Quantizing for minimum distortion, 1960, table I)."""
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Shares of the largest number that are tried as the outer level, or a key's largest code. CHOICE."""
 SMALLEST = torch.finfo(torch.float32).tiny
@@ -20,7 +21,7 @@ class Levels(NamedTuple):
     """Numbers of heads as levels.
 
     Attributes:
-        codes: `[..., head_dim]` uint8, 0 to 3: places in `LEVELS`.
+        codes: `[..., head_dim]` uint8: places in `LEVELS[bits]`.
         scales: `[...]` float16: what a level of 1 is worth.
     """
 
@@ -28,20 +29,20 @@ class Levels(NamedTuple):
     scales: Float[Tensor, "*tokens"]
 
 
-def encode_levels(x: Float[Tensor, "*tokens head_dim"]) -> Levels:
+def encode_levels(x: Float[Tensor, "*tokens head_dim"], bits: int) -> Levels:
     """Levels of each token and head by itself, after a Walsh-Hadamard rotation, which makes its numbers bell-shaped.
 
     CHOICE: of several scales, each fitted to its own codes by least squares, the one with the smallest error.
     """
     rotated = hadamard(x.float())
-    outer = rotated.abs().amax(-1) / LEVELS[-1]
+    outer = rotated.abs().amax(-1) / LEVELS[bits][-1]
     best = Levels(torch.zeros_like(rotated, dtype=torch.uint8), outer)
     least = torch.full_like(outer, torch.inf)
     for clip in CLIPS:
-        levels = _levels(_nearest(rotated, clip * outer))
+        levels = _levels(_nearest(rotated, clip * outer, bits), bits)
         scales = ((rotated * levels).sum(-1) / levels.square().sum(-1)).to(torch.float16)
-        codes = _nearest(rotated, scales.float())
-        error = (_levels(codes) * scales.float()[..., None] - rotated).square().sum(-1)
+        codes = _nearest(rotated, scales.float(), bits)
+        error = (_levels(codes, bits) * scales.float()[..., None] - rotated).square().sum(-1)
         better = error < least
         least = torch.where(better, error, least)
         best = Levels(
@@ -50,17 +51,17 @@ def encode_levels(x: Float[Tensor, "*tokens head_dim"]) -> Levels:
     return best
 
 
-def decode_levels(levels: Levels) -> Float[Tensor, "*tokens head_dim"]:
+def decode_levels(levels: Levels, bits: int) -> Float[Tensor, "*tokens head_dim"]:
     """The inverse of `encode_levels`, up to the levels' precision; float32."""
-    return hadamard(_levels(levels.codes) * levels.scales.float()[..., None])
+    return hadamard(_levels(levels.codes, bits) * levels.scales.float()[..., None])
 
 
 def _nearest(
-    x: Float[Tensor, "*tokens head_dim"], scales: Float[Tensor, "*tokens"]
+    x: Float[Tensor, "*tokens head_dim"], scales: Float[Tensor, "*tokens"], bits: int
 ) -> UInt8[Tensor, "*tokens head_dim"]:
-    borders = torch.tensor([(a + b) / 2 for a, b in pairwise(LEVELS)], device=x.device)
+    borders = torch.tensor([(a + b) / 2 for a, b in pairwise(LEVELS[bits])], device=x.device)
     return torch.bucketize((x / scales[..., None].clamp_min(SMALLEST)).contiguous(), borders).to(torch.uint8)
 
 
-def _levels(codes: UInt8[Tensor, "*tokens head_dim"]) -> Float[Tensor, "*tokens head_dim"]:
-    return torch.tensor(LEVELS, device=codes.device)[codes.long()]
+def _levels(codes: UInt8[Tensor, "*tokens head_dim"], bits: int) -> Float[Tensor, "*tokens head_dim"]:
+    return torch.tensor(LEVELS[bits], device=codes.device)[codes.long()]

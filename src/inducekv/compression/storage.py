@@ -1,4 +1,4 @@
-"""How payload numbers are stored: as floats, or as 8-, 4- or 2-bit integers with one scale a token and head."""
+"""How payload numbers are stored: as floats, or as 8-, 4-, 3- or 2-bit integers with one scale a token and head."""
 
 from typing import NamedTuple, get_args
 
@@ -16,14 +16,17 @@ STORAGE_DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "int8": torch.int8,
     "int4": torch.uint8,
+    "int3": torch.uint8,
     "int2": torch.uint8,
 }
-"""Number format of the stored values by its name in the configuration; 4- and 2-bit codes lie packed in bytes."""
+"""Number format of the stored values by its name in the configuration; codes of fewer than 8 bits are packed."""
 
-BITS = {"int8": 8, "int4": 4, "int2": 2}
+BITS = {"int8": 8, "int4": 4, "int3": 3, "int2": 2}
 """Bits of a code, for formats that have scales."""
+OF_LEVELS = ("int3", "int2")
+"""Formats whose codes are levels of the rotated head."""
 LARGEST = {"int8": 127, "int4": 7}
-"""Largest code. CHOICE: symmetric, with a zero; 2 bits are too few for even steps (see `gaussian`)."""
+"""Largest code. CHOICE: symmetric, with a zero; 3 and 2 bits are too few for even steps (see `gaussian`)."""
 
 
 class Stored(NamedTuple):
@@ -31,7 +34,7 @@ class Stored(NamedTuple):
 
     Attributes:
         values: `[..., stored_width]` in the storage dtype (see `stored_width`).
-        scales: `[...]` float16, only for integer formats: what one step of the code (2 bits: a level of 1) is worth.
+        scales: `[...]` float16, only for integer formats: what a code of 1 (3 and 2 bits: a level of 1) is worth.
     """
 
     values: Num[Tensor, "*tokens stored"]
@@ -39,19 +42,19 @@ class Stored(NamedTuple):
 
 
 def stored_width(head_dim: int, dtype: PayloadDtype | str) -> int:
-    """Elements of the storage dtype that `head_dim` numbers take: bytes hold several codes of 4 or 2 bits."""
+    """Elements of the storage dtype that `head_dim` numbers take: codes of fewer than 8 bits are packed."""
     return packed_bytes(head_dim, BITS.get(dtype, 8))
 
 
 def quantise(tensor: Float[Tensor, "*tokens head_dim"], dtype: PayloadDtype | str) -> Stored:
     """Writes payload numbers in a storage format.
 
-    CHOICE: 8 and 4 bits are symmetric, in even steps, scaled by a head's largest number; 2 bits are levels of the
-    rotated head (`gaussian.encode_levels`).
+    CHOICE: 8 and 4 bits are symmetric, in even steps, scaled by a head's largest number; 3 and 2 bits are levels
+    of the rotated head (`gaussian.encode_levels`).
 
     Args:
         tensor: `[..., head_dim]`, any float dtype; usually `[tokens, layers, kv_heads, head_dim]`.
-        dtype: "float32", "float16", "bfloat16", "int8", "int4" or "int2".
+        dtype: "float32", "float16", "bfloat16", "int8", "int4", "int3" or "int2".
 
     Raises:
         ValueError: an unknown dtype, numbers that are not finite, or numbers too large for float16.
@@ -65,9 +68,9 @@ def quantise(tensor: Float[Tensor, "*tokens head_dim"], dtype: PayloadDtype | st
         if not torch.isfinite(values).all():
             raise ValueError(f"a payload holds numbers too large for {dtype}; use payload_dtype='bfloat16' or 'int8'")
         return Stored(values.contiguous(), None)
-    if dtype == "int2":
-        levels = encode_levels(tensor)
-        return Stored(pack(levels.codes, 2), levels.scales)
+    if dtype in OF_LEVELS:
+        levels = encode_levels(tensor, BITS[dtype])
+        return Stored(pack(levels.codes, BITS[dtype]), levels.scales)
     numbers, largest = tensor.float(), LARGEST[dtype]
     scales = (numbers.abs().amax(-1) / largest).to(torch.float16)
     steps = scales.float().unsqueeze(-1)
@@ -89,10 +92,10 @@ def dequantise(
     Returns:
         `[..., head_dim]` float32.
     """
-    if dtype == "int2":
+    if dtype in OF_LEVELS:
         if scales is None:
-            raise ValueError("2-bit payloads need their scales")
-        return decode_levels(Levels(unpack(values, 2, head_dim), scales))
+            raise ValueError(f"{dtype} payloads need their scales")
+        return decode_levels(Levels(unpack(values, BITS[dtype], head_dim), scales), BITS[dtype])
     if dtype == "int4":
         numbers = unpack(values, 4, head_dim).to(torch.float32) - LARGEST[dtype]
     else:

@@ -9,6 +9,7 @@ from inducekv.progress import SILENT, Progress
 from inducekv.selection.calibration import PhiFitter
 from inducekv.selection.herding import herding
 from inducekv.selection.hypergradient import HYPERGRADIENTS
+from inducekv.selection.objective import Measured
 from inducekv.selection.problem import Selection, SelectionProblem
 from inducekv.selection.rounding import indicator, round_weights
 from inducekv.selection.simplex import project
@@ -25,6 +26,8 @@ WARM_UP = 4
 None with `inner_steps=0`: the two levels are then not coupled, and phi is fitted once the entries are chosen."""
 LONGER = 8
 """How many exchanges more a step may try when entries of different size leave the rounding as it was. CHOICE."""
+CERTAINTY = 0.5
+"""Standard errors by which J must have fallen, over the same questions before and after. CHOICE."""
 PATIENCE = 8
 """It ends after so many steps in a row that were taken back. CHOICE."""
 
@@ -45,7 +48,8 @@ def bilevel(
       is J of a memory that fits.
     - The gradient of a mean log-likelihood is tiny and its scale says nothing about w. So the step is as long as it
       takes to exchange a given number of entries (at first the share `outer_lr` of those chosen); it grows when J of
-      the new rounded weights, on all outer questions, is lower, and else shrinks, and the step is taken back.
+      the new rounded weights, on all outer questions, is lower by more than chance would have it (J is a mean over
+      some hundred questions), and else shrinks, and the step is taken back.
     - phi is fitted again when the entries have changed, not after a step that was taken back (until then only the
       questions that read something else need to be scored anew), and kept if J is not higher for it.
     - It starts from what herding chooses, which costs no forward pass; few steps then suffice. (Starting from the
@@ -59,12 +63,12 @@ def bilevel(
     chosen = herding(problem, config, generator, progress).chosen
     weights = indicator(chosen, len(problem))
 
-    def refit(held: list[int], phi: Tensor, value: float, steps: int) -> tuple[Tensor, float]:
+    def refit(held: list[int], phi: Tensor, value: Measured, steps: int) -> tuple[Tensor, Measured]:
         fitted = fitter.fit(indicator(held, len(problem)), steps, generator)
-        fitted_value = _value(problem, held, fitted) if steps else value
-        return (fitted, fitted_value) if fitted_value <= value else (phi, value)
+        fitted_value = _measured(problem, held, fitted) if steps else value
+        return (fitted, fitted_value) if fitted_value.total <= value.total else (phi, value)
 
-    start = _value(problem, chosen, problem.phi)
+    start = _measured(problem, chosen, problem.phi)
     phi, value = refit(chosen, problem.phi, start, WARM_UP if config.inner_steps else 0)
     velocity, aversion = torch.zeros_like(weights), torch.zeros_like(weights)
     exchanges = max(1.0, config.outer_lr * len(chosen))
@@ -84,8 +88,9 @@ def bilevel(
         relaxed = _step(held, direction, round(exchanges), problem)
         trial = round_weights(relaxed, costs, total)
         changed = held != indicator(trial, len(problem))
-        trial_value = _value(problem, trial, phi) if bool(changed.any()) else value
-        if trial_value < value:
+        trial_value = _measured(problem, trial, phi) if bool(changed.any()) else value
+        gain, error = trial_value.gain_over(value)
+        if gain > CERTAINTY * error:
             weights, chosen = relaxed, trial
             phi, value = refit(chosen, phi, trial_value, config.inner_steps)
             exchanges, refused = min(1.5 * exchanges, max(1.0, len(chosen) / 2)), 0
@@ -98,7 +103,7 @@ def bilevel(
             {
                 "step": step,
                 **terms.as_numbers(),
-                "best": value,
+                "best": value.total,
                 "exchanged": int(changed.sum()),
                 "kept": chosen == trial,
             }
@@ -110,10 +115,9 @@ def bilevel(
     return Selection(weights, chosen, phi, history)
 
 
-def _value(problem: SelectionProblem, chosen: list[int], phi: Float[Tensor, " parameters"]) -> float:
+def _measured(problem: SelectionProblem, chosen: list[int], phi: Float[Tensor, " parameters"]) -> Measured:
     """J of a memory with exactly these entries, on all outer questions."""
-    with torch.no_grad():
-        return float(problem.objective.outer(indicator(chosen, len(problem)), phi).total)
+    return problem.objective.measured(indicator(chosen, len(problem)), phi)
 
 
 def _step(

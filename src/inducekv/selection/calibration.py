@@ -63,6 +63,8 @@ def fit_to_chosen(
     progress: Progress = SILENT,
 ) -> Float[Tensor, " parameters"]:
     """Fits phi to the entries that were chosen; returns the old phi if the calibration loss did not fall."""
+    if not steps:
+        return phi.detach().clone()
     fitter = PhiFitter(objective, phi, lr=lr)
     with torch.no_grad():
         before = objective.inner(weights, phi)

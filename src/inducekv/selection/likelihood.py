@@ -1,7 +1,8 @@
 """The scorer that a learner uses: answers' likelihood under the backbone, reading weighted candidates."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,6 +30,10 @@ def to_calibration(phi: Float[Tensor, " parameters"]) -> Calibration:
     return Calibration(phi[0], phi[1:])
 
 
+COMPOSED = 0.7
+"""An answer can be put together if its tokens take at most so many nats each: a little better than even. CHOICE."""
+
+
 @dataclass(frozen=True)
 class _Chunk:
     prepared: Prepared
@@ -53,6 +58,7 @@ class LikelihoodScorer:
         payloads: of all candidates, by index.
         keys: `[entries, key_dim]` retrieval keys of the candidates, as stored.
         ids: of the candidates.
+        answers: of the candidates.
         splits: the questions of each split, in random order.
         config: top_k, weighting, key_centering, batch_size and hypergradient are used.
         progress: told while questions are prepared and while entries are read alone.
@@ -64,17 +70,24 @@ class LikelihoodScorer:
         payloads: PayloadSource,
         keys: Float[Tensor, "entries key_dim"],
         ids: Sequence[str],
+        answers: Sequence[str],
         splits: Mapping[Split, Sequence[Question]],
         config: InduceKVConfig,
         progress: Progress = SILENT,
     ) -> None:
         self._backbone, self._payloads, self._config, self._progress = backbone, payloads, config, progress
         self._keys = keys.float().cpu()
-        self._ids = list(ids)
-        progress.start("preparing questions", sum(map(len, splits.values())))
-        self._chunks = {split: self._prepare(questions) for split, questions in splits.items()}
+        self._ids, self._answers = list(ids), list(answers)
+        self._splits = splits
         self._phis: list[bytes] = []  # the last two that questions were scored at
-        progress.stop()
+
+    @cached_property
+    def _chunks(self) -> dict[Split, list[_Chunk]]:
+        """Prepared when the first of them is scored, since some ways of selecting score none."""
+        self._progress.start("preparing questions", sum(map(len, self._splits.values())))
+        chunks = {split: self._prepare(questions) for split, questions in self._splits.items()}
+        self._progress.stop()
+        return chunks
 
     def _prepare(self, questions: Sequence[Question]) -> list[_Chunk]:
         chunks, size = [], self._config.batch_size
@@ -82,12 +95,30 @@ class LikelihoodScorer:
             some = questions[start : start + size]
             prepared = self._backbone.prepare([q.example for q in some], True, embed=True, batch_size=size)
             own = torch.tensor([[q.entry == name for name in self._ids] for q in some]).view(len(some), -1)
-            chunks.append(_Chunk(prepared, torch.stack([q.key.float().cpu() for q in some]), own))
+            chunk = _Chunk(prepared, torch.stack([q.key.float().cpu() for q in some]), own)
+            chunks.append(self._without_what_can_be_composed(chunk, [q.example.answer for q in some]))
             self._progress.advance(len(some))
         return chunks
 
+    def _without_what_can_be_composed(self, chunk: _Chunk, answers: Sequence[str | None]) -> _Chunk:
+        """Forbids a question the candidates that hold its very answer, where the others suffice to put it together.
+
+        CHOICE: what is learned this way (names of a colour and a shape) will be asked for in combinations that no entry
+        holds, while every question of a task's own examples has entries to copy from. Judged by copying, selection
+        gives up the entries that composing needs.
+        """
+        same = torch.tensor([[held == answer for held in self._answers] for answer in answers]).view(chunk.own.shape)
+        everything = torch.ones(len(self._ids))
+        layers = self._payloads.layers
+        count = self._backbone.layers if layers is None else len(layers)
+        phi = to_phi(Calibration.initial(count, self._config.temperature))
+        strict = replace(chunk, own=chunk.own | same)
+        with torch.no_grad():
+            nll = self._score(strict, self._retrieve(strict, everything, everything <= 0, phi), phi)
+        return replace(chunk, own=chunk.own | (same & (nll < COMPOSED)[:, None]))
+
     def size(self, split: Split) -> int:
-        return sum(len(chunk.keys) for chunk in self._chunks.get(split, ()))
+        return len(self._splits.get(split, ()))
 
     def batches(self, split: Split) -> int:
         return len(self._chunks.get(split, ()))

@@ -1,5 +1,6 @@
 """What a set of entries is worth: answers' likelihood now, answers' likelihood on earlier tasks, and coverage."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -89,6 +90,31 @@ class Prior:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """J of one set of entries, kept by question, so that two sets can be compared on the same questions.
+
+    Attributes:
+        parts: of each outer split its weight in J and its questions' negative log-likelihoods, float64.
+        coverage: gamma Omega.
+    """
+
+    parts: tuple[tuple[float, Float[Tensor, " _"]], ...]
+    coverage: float
+
+    @property
+    def total(self) -> float:
+        return self.coverage + sum(scale * float(nll.mean()) for scale, nll in self.parts)
+
+    def gain_over(self, other: "Measured") -> tuple[float, float]:
+        """How much lower J is than `other`'s, and the standard error of that over paired questions."""
+        variance = 0.0
+        for (scale, mine), (_, theirs) in zip(self.parts, other.parts, strict=True):
+            if len(mine) > 1:
+                variance += scale**2 * float((theirs - mine).var()) / len(mine)
+        return other.total - self.total, math.sqrt(variance)
+
+
+@dataclass(frozen=True)
 class Objective:
     """J(w) = L_cur + beta L_anc + gamma Omega(w), and the inner loss G(phi) (InduceKV; specs/inducekv.md, section 3).
 
@@ -117,6 +143,17 @@ class Objective:
         anchors = self._mean("anchors", weights, phi, batch.anchors)
         coverage = self.coverage(weights)
         return Terms(current, anchors, coverage, current + self.beta * anchors + self.gamma * coverage)
+
+    def measured(self, weights: Float[Tensor, " entries"], phi: Float[Tensor, " parameters"]) -> "Measured":
+        """J on all outer questions, question by question, without gradients."""
+        with torch.no_grad():
+            scales: dict[Split, float] = {"current": 1.0, "anchors": self.beta}
+            parts = [
+                (scale, self.scorer.nll(split, weights, phi).double())
+                for split, scale in scales.items()
+                if self.scorer.size(split)
+            ]
+            return Measured(tuple(parts), self.gamma * float(self.coverage(weights)))
 
     def inner(
         self, weights: Float[Tensor, " entries"], phi: Float[Tensor, " parameters"], batch: Batch | None = None

@@ -13,7 +13,7 @@ LADDERS: dict[str, tuple[int, ...]] = {
     "shift_kv": (2, 4, 8),
 }
 """Numbers of tokens tried for each method. CHOICE: few, since bytes are what is short."""
-PAYLOAD_DTYPES: tuple[PayloadDtype, ...] = ("int2", "int4", "int8", "float16")
+PAYLOAD_DTYPES: tuple[PayloadDtype, ...] = ("int2", "int3", "int4", "int8", "float16")
 KEY_DTYPES: tuple[KeyDtype, ...] = ("int4", "int8", "float16")
 """Number formats from the smallest to the largest."""
 
