@@ -150,7 +150,7 @@ def test_only_questions_that_read_something_else_are_scored_again(llava, monkeyp
         scored.append(examples.count)
         return whole(self, examples, *args, **options)
 
-    drawn = [torch.ones(12) - torch.eye(12)[entry::4].sum(0) for entry in range(4)]  # an entry a colour is exchanged
+    drawn = [torch.ones(12) - torch.eye(12)[[i, i + 4]].sum(0) for i in range(4)]  # two entries exchanged each time
     steps = [(drawn[0], phi), (drawn[0], phi), (drawn[1], phi), (drawn[1], other), (drawn[2], other), (drawn[2], phi)]
     counts = []
     for weights, at in [*steps, (drawn[3], phi + 0.2), (drawn[1], phi)]:
