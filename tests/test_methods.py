@@ -12,9 +12,10 @@ from inducekv.config import InduceKVConfig
 from inducekv.continual.methods import METHODS, make_method
 from inducekv.continual.methods.sequential_lora import SequentialLora
 from inducekv.continual.methods.storage import DEPLOYED, TRAINING
-from inducekv.continual.methods.training import Recipe
+from inducekv.continual.methods.training import Recipe, TrainingDiverged, fit
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
+from inducekv.progress import SILENT
 
 BUDGET = 40_000
 CONFIG = InduceKVConfig(outer_steps=2, inner_steps=1, candidates=8, anchors=4)
@@ -273,3 +274,18 @@ def test_a_budget_too_small_for_an_adapter_is_refused(small):
     pytest.importorskip("peft")
     with pytest.raises(ValueError, match="10 bytes is too small for an adapter of rank 1; the smallest that works is"):
         SequentialLora(small, 10)
+
+
+def test_training_on_a_loss_that_is_no_number_stops_and_says_what_to_do():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    values = iter([1.0, float("nan")])
+    with pytest.raises(TrainingDiverged, match=r"LoRA: after 1 of 4 steps the loss is nan; .* below 0.5"):
+        fit(
+            [parameter],
+            [None, None],
+            lambda batch: (parameter * next(values)).sum(),
+            Recipe(epochs=2, learning_rate=0.5),
+            torch.Generator().manual_seed(0),
+            SILENT,
+            "LoRA",
+        )

@@ -15,6 +15,7 @@ from inducekv.continual import bench
 from inducekv.continual.bench import Bench, Pass, Settings, clusters_of, grouped, passes
 from inducekv.continual.graders import EXACT
 from inducekv.continual.graders.base import PerAnswer
+from inducekv.continual.methods.training import TrainingDiverged
 from inducekv.continual.metrics import empty_matrix
 from inducekv.continual.provenance import commit, forget_peak, peak_memory, versions
 from inducekv.continual.results import ResultError, read_result, read_results
@@ -93,6 +94,18 @@ def test_a_budget_too_small_is_left_out(tmp_path):
     said = []
     assert runner(tmp_path, said).run(Pass("fake", ("parrot",), 5, 0)) == []
     assert "left out, a budget of 5 bytes is too small" in said[0]
+
+
+def test_training_that_diverges_gives_no_result_and_the_others_go_on(tmp_path, monkeypatch):
+    def diverge(self, experience, progress=None):
+        raise TrainingDiverged("parrot: after 3 of 9 steps the loss is nan")
+
+    monkeypatch.setattr(bench_fakes.Parrot, "learn", diverge)
+    said = []
+    bench = runner(tmp_path, said)
+    assert bench.run(Pass("fake", ("parrot",), 1000, 0)) == []
+    assert said == bench.left_out and "no result, parrot: after 3 of 9 steps the loss is nan" in said[0]
+    assert bench.run(Pass("fake", ("oracle",), 1000, 0))
 
 
 def test_without_asking_ahead_cells_above_the_diagonal_stay_empty(tmp_path):

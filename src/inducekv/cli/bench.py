@@ -92,7 +92,7 @@ def run(
     )
     written = [path for one in todo for path in started.run(one)]
     if not written:
-        raise ValueError(f"nothing was run: {budget} is too small for {', '.join(names)}; raise --budget")
+        raise ValueError(f"there are no results: {'; '.join(started.left_out)}")
     if first:
         out().print(f"{len(written)} results in {results}; show them with: inducekv bench report {results}")
 

@@ -13,6 +13,7 @@ from inducekv.continual.checkpoint import Checkpoint
 from inducekv.continual.image_key import image_key
 from inducekv.continual.methods import METHODS, make_method
 from inducekv.continual.methods.base import Method
+from inducekv.continual.methods.training import TrainingDiverged
 from inducekv.continual.provenance import forget_peak, peak_memory, versions
 from inducekv.continual.ranks import Ranks
 from inducekv.continual.results import (
@@ -106,6 +107,9 @@ class Bench:
         root: folder of the streams' data, for streams that are not generated.
         ranks: this process among several.
         say: gets a line about each pass.
+
+    Attributes:
+        left_out: a line about each pass that gave no result.
     """
 
     def __init__(
@@ -121,11 +125,13 @@ class Bench:
     ) -> None:
         self._folder, self._load, self._settings, self._root = folder, load, settings or Settings(), root
         self._ranks, self._say, self._progress = ranks or Ranks(), say, progress
+        self.left_out: list[str] = []
         self._backbone: Backbone | None = None
         self._stream: tuple[tuple[str, int], Stream, list[list[int]], str] | None = None
 
     def run(self, one: Pass) -> list[Path]:
-        """The files of a pass, run from where it was left; none where its budget is too small for a method.
+        """The files of a pass, run from where it was left; none where its budget is too small for a method, or its
+        training diverges (`say` tells).
 
         Raises:
             ResultError: a file is damaged, or was made with other settings.
@@ -140,8 +146,7 @@ class Bench:
         try:
             methods = _methods(one, self._backbone, len(stream), self._settings)
         except ValueError as error:
-            self._say(f"{one}: left out, {error}")
-            return []
+            return self._leave_out(f"{one}: left out, {error}")
         identity = {**asdict(one), **asdict(self._settings), "questions": questions, "training": _taught(stream)}
         identity["methods"] = list(one.methods)
         work = self._folder / WORK / safe_path(one.stream) / safe_path(one.methods[0])
@@ -158,15 +163,18 @@ class Bench:
             if self._ranks.first and number + 1 < len(stream):
                 checkpoint.save(methods, results, peaks)
 
-        measured = run(
-            stream,
-            methods,
-            self._progress,
-            after_task,
-            ahead=self._settings.ahead,
-            ranks=self._ranks,
-            resumed=before,
-        )
+        try:
+            measured = run(
+                stream,
+                methods,
+                self._progress,
+                after_task,
+                ahead=self._settings.ahead,
+                ranks=self._ranks,
+                resumed=before,
+            )
+        except TrainingDiverged as error:
+            return self._leave_out(f"{one}: no result, {error}")
         results = [
             self._result(one, stream, clusters, questions, method, result, peaks)
             for method, result in zip(methods, measured, strict=True)
@@ -184,6 +192,11 @@ class Bench:
                 f"{result.deployed_bytes[-1]:,} bytes, learned in {sum(result.learn_seconds):.1f} s"
             )
         return [self._path(one, name) for name in one.methods]
+
+    def _leave_out(self, why: str) -> list[Path]:
+        self.left_out.append(why)
+        self._say(why)
+        return []
 
     def _path(self, one: Pass, method: str) -> Path:
         return result_path(self._folder, one.stream, method, one.budget, one.seed)

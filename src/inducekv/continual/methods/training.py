@@ -59,6 +59,10 @@ class TrainingBatch:
     prepared: Prepared
 
 
+class TrainingDiverged(ValueError):
+    """A loss that is no finite number: what was trained is worth nothing."""
+
+
 Loss = Callable[[TrainingBatch], Float[Tensor, ""]]
 
 
@@ -111,6 +115,9 @@ def fit(
     Args:
         loss: of one batch, penalties included.
         what: is being trained, for the progress display.
+
+    Raises:
+        TrainingDiverged: the loss of a batch is no finite number.
     """
     trained = list(parameters)
     optimiser = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
@@ -122,6 +129,11 @@ def fit(
         for _ in range(recipe.epochs):
             for place in torch.randperm(len(batches), generator=generator).tolist():
                 value = loss(batches[place])
+                if not bool(value.isfinite()):
+                    raise TrainingDiverged(
+                        f"{what}: after {len(losses)} of {steps} steps the loss is {float(value.detach())}; give the "
+                        f"method a recipe with a learning rate below {recipe.learning_rate:g}"
+                    )
                 optimiser.zero_grad()
                 value.backward()
                 nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
