@@ -12,10 +12,11 @@ from inducekv.config import InduceKVConfig
 from inducekv.continual.methods import METHODS, make_method
 from inducekv.continual.methods.sequential_lora import SequentialLora
 from inducekv.continual.methods.storage import DEPLOYED, TRAINING
-from inducekv.continual.methods.training import Recipe, TrainingDiverged, fit
+from inducekv.continual.methods.training import Recipe, TrainingBatch, TrainingDiverged, fit
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
 from inducekv.progress import SILENT
+from inducekv.rendering import Prepared
 
 BUDGET = 40_000
 CONFIG = InduceKVConfig(outer_steps=2, inner_steps=1, candidates=8, anchors=4)
@@ -282,7 +283,7 @@ def test_training_on_a_loss_that_is_no_number_stops_and_says_what_to_do():
     with pytest.raises(TrainingDiverged, match=r"LoRA: after 1 of 4 steps the loss is nan; .* below 0.5"):
         fit(
             [parameter],
-            [None, None],
+            [TrainingBatch(place, (), Prepared((), 0, 0)) for place in range(2)],
             lambda batch: (parameter * next(values)).sum(),
             Recipe(epochs=2, learning_rate=0.5),
             torch.Generator().manual_seed(0),

@@ -100,10 +100,11 @@ def test_training_that_diverges_gives_no_result_and_the_others_go_on(tmp_path, m
     def diverge(self, experience, progress=None):
         raise TrainingDiverged("parrot: after 3 of 9 steps the loss is nan")
 
-    monkeypatch.setattr(bench_fakes.Parrot, "learn", diverge)
     said = []
     bench = runner(tmp_path, said)
-    assert bench.run(Pass("fake", ("parrot",), 1000, 0)) == []
+    with monkeypatch.context() as patched:
+        patched.setattr(bench_fakes.Parrot, "learn", diverge)
+        assert bench.run(Pass("fake", ("parrot",), 1000, 0)) == []
     assert said == bench.left_out and "no result, parrot: after 3 of 9 steps the loss is nan" in said[0]
     assert bench.run(Pass("fake", ("oracle",), 1000, 0))
 

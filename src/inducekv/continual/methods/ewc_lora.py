@@ -27,7 +27,7 @@ class EwcLora(SequentialLora):
 
     name = "ewc_lora"
     title = "EWC + LoRA"
-    strength = 5e6
+    strength = 1e5
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

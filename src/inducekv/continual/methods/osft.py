@@ -27,7 +27,7 @@ class Osft(AdapterMethod):
 
     name = "osft"
     title = "OSFT"
-    recipe = Recipe(learning_rate=2e-2)
+    recipe = Recipe(learning_rate=1e-2)
 
     @staticmethod
     def per_rank(shape: Shape) -> int:
