@@ -4,7 +4,8 @@
 
 The embedded model reads a conversation of many pictures; its cache is compressed; only then comes the question, about
 one of them (`_compression_task.py`). The same prompts for all, and for kvpress's presses in an environment of
-over prompts, and the mean bytes of the compressed prompt (`cache_bytes`: the model's float32, positions and states
+their own (`peers/requirements.txt`). Prints percent of the answers that are right, with the standard error over
+conversations, and the mean bytes of the compressed prompt (`cache_bytes`: the model's float32, positions and states
 included).
 
 A budget is a share of the prompt's tokens. The "same bytes" row keeps as many tokens as fit what RetentiveKV took.
@@ -216,7 +217,8 @@ def main(arguments: list[str] | None = None) -> None:
         return
     for task, part in table.groupby("task", sort=False):
         print(f"\n{task}")
-        print(part.drop(columns="task").round(1).to_string(index=False, formatters={"budget": _percent}, na_rep=""))
+        rounded = part.drop(columns="task").round({"accuracy": 1, "error": 1, "bytes": 0, "share": 1})
+        print(rounded.to_string(index=False, formatters={"budget": _percent}, na_rep=""))
 
 
 def _percent(budget: float | None) -> str:

@@ -52,3 +52,9 @@ def test_asking_afterwards_is_asking_in_one_prompt(compression: Any) -> None:
     assert got.texts[0] == backbone.processor.tokenizer.decode(tokens, skip_special_tokens=True).strip()
     assert got.bytes == prompt.tokens * backbone.layers * 2 * 2 * 32 * 4
     assert prompt.digest() == task.prompt_of(backbone.processor, turns, questions[:2]).digest()
+
+
+def test_a_small_budget_is_printed_as_it_is(compression: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--quiet", "--no-peers", "--tasks", "naming", "--seeds", "0", "--limit", "1"]
+    compression.main([*arguments, "--budgets", "0.05", "--methods", "ShiftKV"])
+    assert [line.split()[:3] for line in capsys.readouterr().out.splitlines()][-1] == ["5", "%", "ShiftKV"]
