@@ -13,6 +13,7 @@ from inducekv import Backbone, InducedModel, InduceKVConfig, KVMemory
 from inducekv.encoded import Encoded
 from inducekv.entry import Entry, Layout, Payload
 from inducekv.model import empty_memory
+from inducekv.retrieval_key import key_dim
 
 TASK = "synthetic"
 
@@ -152,7 +153,7 @@ def memory_of(sizes: Sizes, backbone: Backbone, config: InduceKVConfig, entries:
     made = []
     for number in range(entries):
         encoded = Encoded(
-            normalize(torch.randn(sizes.hidden, generator=draw), dim=-1),
+            normalize(torch.randn(memory.layout.key_dim, generator=draw), dim=-1),
             torch.randn(shape, generator=draw),
             torch.randn(shape, generator=draw),
             torch.zeros(sizes.entry_tokens, dtype=torch.int8),
@@ -168,9 +169,10 @@ def memory_of(sizes: Sizes, backbone: Backbone, config: InduceKVConfig, entries:
 
 def many_keys(sizes: Sizes, backbone: Backbone) -> KVMemory:
     """A memory of `retrieval_keys` entries with real keys and next to no payload."""
-    layout = Layout((backbone.layers - 1,), 1, 1, sizes.hidden)
+    width = key_dim(sizes.hidden, InduceKVConfig.key_pool)
+    layout = Layout((backbone.layers - 1,), 1, 1, width)
     memory = KVMemory(2**40, layout, "float32", backbone.fingerprint())
-    keys = torch.randn(sizes.retrieval_keys, sizes.hidden, generator=torch.Generator().manual_seed(0))
+    keys = torch.randn(sizes.retrieval_keys, width, generator=torch.Generator().manual_seed(0))
     payload = Payload(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), None, None, "float32", 1)
     keys = normalize(keys, dim=-1).half()
     memory.add_all([Entry(str(number), TASK, key, payload, 1, 1) for number, key in enumerate(keys)])

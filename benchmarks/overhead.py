@@ -65,7 +65,7 @@ def ways_of(sizes: Sizes, backbone: Backbone, parts: list[str]) -> dict[str, Way
 def retrieval_seconds(sizes: Sizes, backbone: Backbone, repeats: int, clock: Any) -> dict[str, list[float]]:
     """Looking up one question among many keys, beside one decoder layer's pass over the prompt."""
     reading = Reading(many_keys(sizes, backbone), induced(sizes, backbone, 1).config)
-    query = normalize(torch.randn(1, sizes.hidden, device=backbone.device), dim=-1)
+    query = normalize(torch.randn(1, reading.memory.layout.key_dim, device=backbone.device), dim=-1)
     hidden = torch.randn(1, sizes.prompt, sizes.hidden, device=backbone.device, dtype=backbone.dtype)
     decoder = backbone.text_model
     positions = torch.arange(sizes.prompt, device=backbone.device)[None]

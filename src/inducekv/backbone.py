@@ -172,7 +172,8 @@ class Backbone:
     @cached_property
     def special_tokens(self) -> Tensor:
         """Ids of the tokens that are no words: the tokenizer's special ones and the image's. `[n]` int64."""
-        special = {int(i) for i in getattr(self.processor.tokenizer, "all_special_ids", ())}
+        tokenizer = getattr(self.processor, "tokenizer", None)
+        special = {int(i) for i in getattr(tokenizer, "all_special_ids", ())}
         return torch.tensor(sorted(special | ({self._image_token} - {None})), dtype=torch.long)
 
     def _pad_token(self) -> int:
