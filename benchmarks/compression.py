@@ -61,6 +61,7 @@ METHODS: dict[str, Callable[[float], LiveCompression]] = {
     "WindowKV": WindowKV,
     "SphericalKV": SphericalKV,
     "RotateKV 4 bits of ShiftKV, 3 x tokens": lambda budget: RotateKV(ShiftKV(min(1.0, 3 * budget)), bits=4),
+    "the same of ShiftKV, unlike 0.5": lambda budget: RotateKV(ShiftKV(min(1.0, 3 * budget), unlike=0.5), bits=4),
     "RetentiveKV": RetentiveKV,
     "RetentiveKV, moments": lambda budget: RetentiveKV(budget, readout="moments"),
     "RetentiveKV, elu": lambda budget: RetentiveKV(budget, readout="elu"),

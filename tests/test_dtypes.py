@@ -34,7 +34,7 @@ FAMILIES = [
 @torch.no_grad()
 def hidden(backbone: Backbone, inputs: dict[str, Tensor]) -> Tensor:
     """What the decoder says of each row's last token: `[rows, hidden]`."""
-    return backbone.text_model(**backbone._text_inputs(inputs), use_cache=False).last_hidden_state[:, -1].double()
+    return backbone.text_model(**backbone.decoder_inputs(inputs), use_cache=False).last_hidden_state[:, -1].double()
 
 
 def in_dtype(family: str, dtype: torch.dtype, attention: str = "sdpa") -> Backbone:

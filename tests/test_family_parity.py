@@ -65,7 +65,7 @@ def reference(backbone: Backbone, learned: list[Example], asked: Example, new: T
     both = same & prefix[:, None] & prefix[None]  # PaliGemma's prompt sees itself in both directions
     sees = (same | (block[:, None] == len(learned))) & (causal[:, None] >= causal[None]) | both
     added = torch.zeros(total, total, dtype=backbone.dtype).masked_fill(~sees, torch.finfo(torch.float32).min)
-    text_inputs = backbone._text_inputs(inputs) | {"attention_mask": added[None, None]}
+    text_inputs = backbone.decoder_inputs(inputs) | {"attention_mask": added[None, None]}
     hidden = backbone.text_model(**text_inputs, use_cache=False).last_hidden_state
     return capped(backbone.model.lm_head(hidden[0, prompt - 1 :]), backbone.softcap)
 
@@ -155,7 +155,7 @@ def inputs_embeds(backbone: Backbone) -> None:
             embeds = backbone.model.get_input_embeddings()(inputs["input_ids"])
             logits, new, _ = answered(backbone, {"inputs_embeds": embeds, **mask})
         else:
-            embeds, new = backbone._text_inputs(inputs)["inputs_embeds"], torch.empty(1, 0, dtype=torch.long)
+            embeds, new = backbone.decoder_inputs(inputs)["inputs_embeds"], torch.empty(1, 0, dtype=torch.long)
             types = inputs["token_type_ids"]
             with torch.no_grad():
                 logits = backbone.model(inputs_embeds=embeds, token_type_ids=types, **mask).logits[:, -1:]

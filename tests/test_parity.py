@@ -133,7 +133,7 @@ def block_masked_logits(backbone: Backbone, learned: Sequence[Example], asked: E
     total = inputs["input_ids"].shape[1]
     block = torch.cat([torch.full((n,), i) for i, n in enumerate([*lengths, total - sum(lengths)])])
     sees = torch.ones(total, total).tril().bool() & ((block[:, None] == block[None]) | (block[:, None] == len(learned)))
-    text_inputs = backbone._text_inputs(inputs) | {"attention_mask": sees[None, None]}
+    text_inputs = backbone.decoder_inputs(inputs) | {"attention_mask": sees[None, None]}
     with torch.no_grad():
         hidden = backbone.text_model(**text_inputs, use_cache=False).last_hidden_state
         return backbone.model.lm_head(hidden[:, sum(lengths) :])

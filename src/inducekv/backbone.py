@@ -1,7 +1,6 @@
 """A frozen Hugging Face vision-language model with its processor: encode, score answers, generate."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +14,16 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    DynamicCache,
     PreTrainedConfig,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.config import DEFAULT_KEY_POOL, KeyPool
-from inducekv.decoder import extent, kinds_of, state_kept, state_of, tapped, text_inputs
+from inducekv.decoder import state_kept, state_of, text_inputs
 from inducekv.devices import device_of
 from inducekv.encoded import Encoded
+from inducekv.encoding import encode_batch
 from inducekv.examples import Example
 from inducekv.families import FAMILIES, family_of, refusals, unknown_family
 from inducekv.fingerprint import embedding_hash, fingerprint_of
@@ -32,7 +31,6 @@ from inducekv.injection import Injection
 from inducekv.progress import SILENT, Progress
 from inducekv.rendering import Batch, Prepared, Rendered, pad, render
 from inducekv.retrieval_key import key_dim, retrieval_key
-from inducekv.rope import shift_keys
 from inducekv.scoring import Scores, answer_nll
 
 if TYPE_CHECKING:
@@ -52,6 +50,7 @@ class Backbone:
             return_tensors=)` and `tokenizer`.
         family: the row of `families.FAMILIES`.
         layers, kv_heads, head_dim, hidden_size: sizes of the text decoder.
+        image_token: id that stands for a picture's tokens; None for a text-only model.
 
     Raises:
         ValueError: the model's family is not supported.
@@ -68,7 +67,7 @@ class Backbone:
         self.hidden_size = int(config.hidden_size)
         self.head_dim = int(getattr(config, "head_dim", None) or self.hidden_size // config.num_attention_heads)
         image = self.family.image_token
-        self._image_token = None if image is None else int(getattr(model.config, image))
+        self.image_token: int | None = None if image is None else int(getattr(model.config, image))
         self._embedding_hash: str | None = None
 
     @classmethod
@@ -149,7 +148,7 @@ class Backbone:
         batches = []
         for start in range(0, len(order), batch_size):
             batch = self._batch(order[start : start + batch_size], rendered)
-            batches.append(replace(batch, text_inputs=self._text_inputs(batch.inputs)) if embed else batch)
+            batches.append(replace(batch, text_inputs=self.decoder_inputs(batch.inputs)) if embed else batch)
         return Prepared(tuple(batches), len(rendered), max(r.answer_length for r in rendered))
 
     def _prepared(self, examples: Sequence[Example] | Prepared, with_answer: bool, batch_size: int) -> Prepared:
@@ -174,7 +173,7 @@ class Backbone:
         """Ids of the tokens that are no words: the tokenizer's special ones and the image's. `[n]` int64."""
         tokenizer = getattr(self.processor, "tokenizer", None)
         special = {int(i) for i in getattr(tokenizer, "all_special_ids", ())}
-        return torch.tensor(sorted(special | ({self._image_token} - {None})), dtype=torch.long)
+        return torch.tensor(sorted(special | ({self.image_token} - {None})), dtype=torch.long)
 
     def _pad_token(self) -> int:
         pad_token = self.processor.tokenizer.pad_token_id
@@ -185,13 +184,14 @@ class Backbone:
         ends = ends if isinstance(ends, list | tuple) else [ends]
         return frozenset(int(e) for e in (*ends, self.processor.tokenizer.eos_token_id) if e is not None)
 
-    def _text_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+    def decoder_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What the whole model would hand to its text decoder; see `decoder.text_inputs`."""
         with state_kept(self.model, self.family):
             return text_inputs(self.model, self.family, inputs)
 
     def _decode(self, batch: Batch, **options: Any) -> Any:
         """One pass of the text decoder over a batch."""
-        inputs = batch.text_inputs if batch.text_inputs is not None else self._text_inputs(batch.inputs)
+        inputs = batch.text_inputs if batch.text_inputs is not None else self.decoder_inputs(batch.inputs)
         return self.text_model(**inputs, **options)
 
     # -- encoding
@@ -222,32 +222,9 @@ class Backbone:
         encoded: list[Encoded | None] = [None] * prepared.count
         progress.start("encoding examples", prepared.count)
         for batch in prepared.batches:
-            before = self._text_inputs(batch.inputs)
-            measuring = nullcontext() if scorer is None else scorer.measuring(self)
-            with attached(self, None), tapped(self.text_model, key_layer) as hidden_of, measuring as measured:
-                output = self.text_model(**before, past_key_values=DynamicCache(), use_cache=True)
-            scores = None if measured is None else torch.stack(measured, 1).float()
-            real = batch.inputs["attention_mask"].bool()
-            prefix = real & ~batch.answer_mask
-            keys = retrieval_key(self, hidden_of(output), key_pool, prefix, batch.inputs["input_ids"])
-            kinds = kinds_of(batch, self._image_token)
-            first, last = extent(before.get("position_ids"), real)
-            layers = output.past_key_values.layers
-            stacked = (
-                torch.stack([getattr(x, name).to(real.device) for x in layers], 1) for name in ("keys", "values")
-            )
-            made, values = stacked
-            shifted = shift_keys(self.text_model, made, -(last + 1))
-            for i, row in enumerate(batch.rows.tolist()):
-                encoded[row] = Encoded(
-                    key=keys[i],
-                    keys=shifted[i][:, :, real[i]],
-                    values=values[i][:, :, real[i]],
-                    kinds=kinds[i][real[i]],
-                    span=int(last[i] - first[i]) + 1,
-                    answer_length=int(batch.answer_lengths[i]),
-                    scores=None if scores is None else scores[i][:, :, real[i]],
-                )
+            rows = encode_batch(self, batch, key_layer, key_pool, scorer)
+            for row, made in zip(batch.rows.tolist(), rows, strict=True):
+                encoded[row] = made
             progress.advance(len(batch.rows))
         progress.stop()
         return [e for e in encoded if e is not None]
@@ -283,7 +260,7 @@ class Backbone:
         if "attention_mask" not in inputs:
             tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
             inputs["attention_mask"] = torch.ones_like(tokens, dtype=torch.long)
-        before = self._text_inputs(inputs)
+        before = self.decoder_inputs(inputs)
         with attached(self, None):
             hidden = state_of(self.text_model, key_layer, before)
         return retrieval_key(self, hidden, key_pool, inputs["attention_mask"].bool(), inputs.get("input_ids"))

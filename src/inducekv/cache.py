@@ -115,5 +115,5 @@ def _positions(backbone: "Backbone", inputs: dict[str, Any], held: Tensor) -> In
     own = backbone.family.positions(inputs)
     if own is not None and own.dim() == 2:
         return counted
-    own = own if own is not None else backbone._text_inputs(inputs)["position_ids"]
+    own = own if own is not None else backbone.decoder_inputs(inputs)["position_ids"]
     return torch.cat([counted[None], own[-3:] + held[:, None]])

@@ -8,23 +8,22 @@ by hooks on the attention modules, so that any attention function, memory attach
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from inducekv.attention_masks import real_tokens
 from inducekv.compression.base import Compression
 from inducekv.compression.layer import CompressedLayer, Seen, kept_from
 from inducekv.compression.prompt import LayerPrompt
 from inducekv.compression.queries import RotaryTables, as_queries
+from inducekv.compression.reading import arguments_of, reading_of, shared_hooks
 from inducekv.encoded import Encoded
-from inducekv.families import Family, family_of
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
@@ -98,101 +97,14 @@ OPEN: dict[int, LiveCompression] = {}
 """Compressions open now, by `id` of the model."""
 
 
-@dataclass
-class _Reading:
-    """What the hooks share while a context is open."""
-
-    family: Family
-    model: Any
-    text_model: Any
-    layers: int
-    ids: Tensor | None = None
-    given_mask: Any = None
-    real: Bool[Tensor, "batch tokens"] | None = None
-    position_ids: Int[Tensor, "axes _ tokens"] | None = None
-    past: int = 0
-    now: tuple[CompressedLayer, Tensor | None, Any] | None = None
-    projected: Tensor | None = None
-    prompts: list[LayerPrompt] = field(default_factory=list)
-    measures: list[Tensor] = field(default_factory=list)
-
-    def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.ids = kwargs.get("input_ids", args[0] if args else None)
-        self.given_mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-
-    def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.prompts, self.measures = [], []
-        cache = kwargs.get("past_key_values")
-        self.past = 0 if cache is None else int(cache.get_seq_length())
-        if self.past:
-            return
-        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
-        tokens = next(x for x in given if isinstance(x, Tensor))
-        batch, length = tokens.shape[:2]
-        mask = self.given_mask if isinstance(self.given_mask, Tensor) else kwargs.get("attention_mask")
-        token_places = torch.zeros(batch, length, device=tokens.device)
-        self.real = real_tokens(mask, token_places).to(tokens.device)
-        positions = kwargs.get("position_ids")
-        if positions is None:
-            positions = torch.arange(length, device=tokens.device)[None]
-        self.position_ids = positions.reshape(-1, *positions.shape[-2:])[-3:]
-
-    def prompt(self, module: nn.Module, hidden: Tensor, kwargs: dict[str, Any], layer: Any, output: Any) -> LayerPrompt:
-        """What is known of one layer, after its attention."""
-        assert self.real is not None
-        if not bool(self.real[:, -1].all()):
-            raise ValueError("compression needs batches padded on the left (processor.tokenizer.padding_side = 'left')")
-        batch = hidden.shape[0]
-        real = self.real.to(hidden.device)
-        image = None if self.family.image_token is None else int(getattr(self.model.config, self.family.image_token))
-        images = torch.zeros_like(real)
-        if image is not None and self.ids is not None and self.ids.shape == real.shape:
-            images = self.ids.to(hidden.device) == image
-        assert self.position_ids is not None
-        positions = self.position_ids.to(hidden.device).expand(-1, batch, -1)
-        index: int = module.layer_idx  # type: ignore[assignment]
-        return LayerPrompt(
-            index,
-            self.layers,
-            layer.keys,
-            layer.values,
-            real,
-            images,
-            positions,
-            hidden,
-            output[1] if isinstance(output, tuple) else None,
-            module,
-            self.text_model,
-            kwargs,
-        )
-
-
-def _arguments(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
-    """The hidden states and the cache that an attention module was called with."""
-    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    return hidden, kwargs.get("past_key_values")
-
-
-def _reading(model: nn.Module) -> _Reading:
-    family = family_of(model)
-    text = family.text(model)
-    kernel = str(text.config._attn_implementation)
-    if not kernel.endswith(("sdpa", "eager")):
-        raise ValueError(
-            f"attention implementation {kernel!r} takes no mask for a compressed cache; "
-            "load the model with attn_implementation='sdpa' or 'eager'"
-        )
-    return _Reading(family, model, text, len(text.layers))
-
-
 @contextmanager
 def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
-    reading = _reading(model)
+    reading = reading_of(model)
     if id(model) in OPEN:
         raise ValueError(f"{OPEN[id(model)]!r} compresses this model already; nest the methods, not the contexts")
 
     def cut_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        hidden, cache = _arguments(args, kwargs)
+        hidden, cache = arguments_of(args, kwargs)
         index: int = module.layer_idx  # type: ignore[assignment]
         if cache is None or index >= len(cache.layers) or not reading.past:
             return None
@@ -230,7 +142,7 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
         return None if merged is None else (merged.transpose(1, 2).flatten(2).to(args[0].dtype), *args[1:])
 
     def compress(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        hidden, cache = _arguments(args, kwargs)
+        hidden, cache = arguments_of(args, kwargs)
         if cache is None or reading.past:
             return
         index: int = module.layer_idx  # type: ignore[assignment]
@@ -255,7 +167,7 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
         reading.prompts, reading.measures = [], []
 
     modules = [layer.self_attn for layer in reading.text_model.layers]
-    hooks = _shared_hooks(reading)
+    hooks = shared_hooks(reading)
     OPEN[id(model)] = method
     try:
         for module in modules:
@@ -274,16 +186,16 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _measuring(method: LiveCompression, model: nn.Module) -> Iterator[list[Tensor]]:
-    reading = _reading(model)
+    reading = reading_of(model)
 
     def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        hidden, cache = _arguments(args, kwargs)
+        hidden, cache = arguments_of(args, kwargs)
         if cache is not None and not reading.past:
             index: int = module.layer_idx  # type: ignore[assignment]
             reading.measures.append(method.measure(reading.prompt(module, hidden, kwargs, cache.layers[index], output)))
 
     measures: list[Tensor] = []
-    hooks = _shared_hooks(reading)
+    hooks = shared_hooks(reading)
     try:
         for layer in reading.text_model.layers:
             hooks.append(layer.self_attn.register_forward_hook(measure, with_kwargs=True))
@@ -294,13 +206,6 @@ def _measuring(method: LiveCompression, model: nn.Module) -> Iterator[list[Tenso
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _shared_hooks(reading: _Reading) -> list[Any]:
-    hooks = [reading.text_model.register_forward_pre_hook(reading.before_decoder, with_kwargs=True)]
-    if reading.model is not reading.text_model:
-        hooks.append(reading.model.register_forward_pre_hook(reading.before_model, with_kwargs=True))
-    return hooks
 
 
 def _replace(cache: Cache, method: LiveCompression, prompts: list[LayerPrompt], measures: list[Tensor]) -> None:
