@@ -92,7 +92,8 @@ def run(
     )
     written = [path for one in todo for path in started.run(one)]
     if not written:
-        raise ValueError(f"there are no results: {'; '.join(started.left_out)}")
+        why = "; ".join(started.left_out)
+        raise ValueError(f"there are no results: {why}; raise --budget, or choose other methods")
     if first:
         out().print(f"{len(written)} results in {results}; show them with: inducekv bench report {results}")
 
