@@ -44,6 +44,11 @@ def test_learn_extends_a_memory_and_reports(folder):
     assert second["nbytes"] <= second["budget"] == 65536
 
 
+def test_learning_fast_asks_nothing(folder, tmp_path):
+    report = learn(folder, tmp_path / "fast", "first", "--fast")
+    assert report["chosen"] and report["before"] == report["after"] == {}
+
+
 def test_inspect_shows_what_is_there_without_a_model(folder):
     shown = run_json("inspect", folder / "memory")
     assert set(shown["tasks"]) == {"first", "second"}

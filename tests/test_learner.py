@@ -16,6 +16,7 @@ from inducekv.examples import Example
 from inducekv.learner import entry_id, learn
 from inducekv.memory import BudgetError
 from inducekv.model import empty_memory
+from inducekv.retrieval import Calibration
 from inducekv.selection import SELECTORS
 from inducekv.selection.likelihood import LikelihoodScorer, to_calibration, to_phi
 from inducekv.selection.questions import Question, questions_of
@@ -407,3 +408,27 @@ def test_thresholds_lie_below_nearly_all_questions_of_the_task_and_above_foreign
     assert float((best < limit).float().mean()) < 0.02
     assert float((near(other, 200) @ keys.T).amax()) < limit < 0.999
     assert thresholds(entries[:1], keys[:1], own[:1], centering=False) == {}
+
+
+def test_fast_learning_reads_examples_once_and_asks_nothing(llava, monkeypatch):
+    config = InduceKVConfig.fast(budget="1MiB")
+    state, memory = TrainingState(), empty_memory(llava, config)
+    seen = []
+    decode = type(llava.text_model).forward
+
+    def counted(self, *args, **options):
+        seen.append(1)
+        return decode(self, *args, **options)
+
+    monkeypatch.setattr(type(llava.text_model), "forward", counted)
+    first = learn(llava, memory, colour_task(2), task="colours", config=config, training_state=state)
+    assert len(seen) == 1, "one batch, one pass"
+    limits = dict(memory.thresholds)
+    assert set(limits) == {"colours"} and first.before == first.after == {}
+    assert len(state.anchors) == 6, "kept for when a task is learned in another way"
+    start = Calibration.initial(llava.layers, config.temperature)
+    assert torch.equal(memory.calibration.phi_tau, start.phi_tau)
+    more = colour_task(2, seed=5, names={"black": (0, 0, 0), "white": (255, 255, 255)})
+    learn(llava, memory, more, task="shades", config=config, training_state=state)
+    assert len(seen) == 2
+    assert memory.thresholds["colours"] == limits["colours"] and "shades" in memory.thresholds

@@ -24,6 +24,10 @@ PAYLOADS = ("none", "mean_pool", "keep_answer", "shift_kv", "auto")
 Hypergradient = Literal["first_order", "implicit"]
 
 
+FAST: dict[str, Any] = {"selector": "herding", "calibration_steps": 0}
+"""Fields of `InduceKVConfig.fast()`."""
+
+
 @dataclass(frozen=True)
 class InduceKVConfig:
     """How a task is learned and how its memory is read. Defaults work for a newcomer; `paper()` is the paper's point.
@@ -193,10 +197,10 @@ class InduceKVConfig:
     def fast(cls, **changes: Any) -> "InduceKVConfig":
         """Learning that reads every example once and scores none: entries by herding, calibration as it starts.
 
-        CHOICE, for where learning must take less time than an epoch of training. It keeps no anchors either, so
-        nothing but the memory has to be kept.
+        CHOICE, for where learning must take less time than an epoch of training. Anchors are kept, for when a task is
+        learned in another way later, and not asked: earlier tasks keep their thresholds of abstention.
         """
-        return cls(**{"selector": "herding", "calibration_steps": 0, "anchors": 0, **changes})
+        return cls(**{**FAST, **changes})
 
     @property
     def scores_questions(self) -> bool:

@@ -85,7 +85,9 @@ def learn(
         if not config.scores_questions:  # their keys are all that is needed, and those of candidates are there
             asked = [example for example in asked if example.identifier in known]
         questions = questions_of(backbone, asked, [task] * len(asked), config, known)
-        anchors = _anchor_questions(backbone, training_state, examples, memory, config)
+        anchors = (
+            _anchor_questions(backbone, training_state, examples, memory, config) if config.scores_questions else []
+        )
         inner_anchors, outer_anchors = two_levels(anchors)
         inner = {examples[i].identifier for i in roles.calibration}
         splits: dict[Split, list[Question]] = {

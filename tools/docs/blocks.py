@@ -1,6 +1,7 @@
 """Code blocks of the documentation: found, run page by page, and compared with the output that the page shows.
 
-    python tools/docs/blocks.py docs/cli.md ...    # write the real output into the pages
+    python tools/docs/blocks.py docs/cli.md ...    # write the real output into the pages, where it is another
+    python tools/docs/blocks.py --exact docs/cli.md ...    # also where only its numbers differ a little
 
 A page's blocks run in order, in one namespace and one folder. A block of `python` is executed; a block of `text` right
 after it is what it prints. A block of `console` holds `$ inducekv ...` commands and their output. `notest="why"` after
@@ -28,6 +29,7 @@ FENCE = re.compile(
 )
 NUMBER = re.compile(r"(?<![\w.,])-?\d[\d,]*(?:\.\d+)?(?!\w)")
 HASH = re.compile(r"\b[0-9a-f]{32,}\b")
+EXACT = "--exact"
 ANYTHING = "..."
 """A line of a page's output that stands for any number of lines."""
 RELATIVE, ABSOLUTE = 0.1, 0.05
@@ -151,20 +153,22 @@ def alike(one: str, other: str) -> bool:
 
 
 def main() -> None:
-    if len(sys.argv) > 2:  # a process for each: a page may change tables of the package
-        for name in sys.argv[1:]:
-            subprocess.run([sys.executable, __file__, name], check=True)
+    exact, names = EXACT in sys.argv, [name for name in sys.argv[1:] if name != EXACT]
+    if len(names) > 1:  # a process for each: a page may change tables of the package
+        for name in names:
+            subprocess.run([sys.executable, __file__, name, *([EXACT] if exact else [])], check=True)
         return
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     home = Path.cwd()
-    for path in [home / name for name in sys.argv[1:]]:
+    for path in [home / name for name in names]:
         page = path.read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory() as folder:
             os.chdir(folder)
             shown = list(run_page(page, str(path)))
             os.chdir(home)
         for output in reversed(shown):
-            if difference(output.expected, output.got) is not None:
+            stale = exact and ANYTHING not in output.expected and output.expected != output.got
+            if stale or difference(output.expected, output.got) is not None:
                 print(f"{path}:{output.line}: new output")
                 page = page[: output.start] + output.got + page[output.end :]
         path.write_text(page, encoding="utf-8")

@@ -45,6 +45,10 @@ def learn(
     config: Annotated[
         Path | None, typer.Option(help="JSON file with InduceKVConfig fields.", rich_help_panel=_CONFIG_PANEL)
     ] = None,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Read every example once: herding, no calibration.", rich_help_panel=_CONFIG_PANEL),
+    ] = False,
     selector: Annotated[
         str | None,
         typer.Option(help="bilevel, greedy, herding, reservoir or random.", rich_help_panel=_CONFIG_PANEL),
@@ -71,6 +75,7 @@ def learn(
     """Learn a task from examples; an existing memory is extended."""
     from inducekv import KVMemory, read_examples
     from inducekv.bytes import format_bytes, parse_bytes
+    from inducekv.config import FAST
     from inducekv.memory_file import lock
     from inducekv.progress import console_progress
 
@@ -84,7 +89,11 @@ def learn(
         "top_k": top_k,
         "seed": seed,
     }
-    changes = {**config_fields(config), **{name: value for name, value in given.items() if value is not None}}
+    changes = {
+        **config_fields(config),
+        **(FAST if fast else {}),
+        **{name: value for name, value in given.items() if value is not None},
+    }
     if "budget" in changes:
         parse_bytes(changes["budget"])
     examples = read_examples(data)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inducekv.config import InduceKVConfig
+from inducekv.config import FAST
 from inducekv.continual.ledger import Ledger
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.buffer import buffer_nbytes
@@ -19,13 +19,12 @@ from inducekv.model import InducedModel
 from inducekv.progress import SILENT, Progress
 from inducekv.training_state import TrainingState
 
-FAST = {name: getattr(InduceKVConfig.fast(), name) for name in ("selector", "calibration_steps", "anchors")}
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "no_coupling": ("phi is not refitted while entries are chosen, only after", {"inner_steps": 0}),
     "no_retention": ("no term for the anchors of earlier tasks", {"beta": 0.0}),
     "no_coverage": ("no term for the spectral coverage of the keys", {"gamma": 0.0}),
     "no_retrieval_weighting": ("retrieved entries are read alike, whatever their alpha", {"weighting": "none"}),
-    "fast": ("one pass over the examples: herding, no calibration, no anchors", FAST),
+    "fast": ("one pass over the examples: herding, phi as it starts, no question asked", FAST),
     "greedy": ("entries chosen greedily", {"selector": "greedy"}),
     "herding": ("entries chosen by herding", {"selector": "herding"}),
     "reservoir": ("entries chosen by reservoir sampling", {"selector": "reservoir"}),
