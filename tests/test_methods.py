@@ -43,6 +43,7 @@ ROWS: dict[str, dict] = {
     "inducekv/no_retention": {},
     "inducekv/no_coverage": {},
     "inducekv/no_retrieval_weighting": {},
+    "inducekv/fast": {},
     "inducekv/greedy": {},
     "inducekv/herding": {},
     "inducekv/reservoir": {},

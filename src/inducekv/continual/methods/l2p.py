@@ -71,12 +71,14 @@ class L2P(PrefixMethod):
 
     def _begin(self, module: nn.Module, batches: Sequence[TrainingBatch]) -> None:
         if not self.learned:
-            known = self._backbone.query_keys([example for batch in batches for example in batch.examples])
+            known = self._backbone.query_keys(
+                [example for batch in batches for example in batch.examples], key_pool="last"
+            )
             drawn = torch.arange(self.size, device=known.device) * len(known) // self.size
             put({"keys": module.keys}, {"keys": known[drawn]})  # type: ignore[dict-item]
 
     def _loss(self, module: nn.Module, batches: Sequence[TrainingBatch]) -> Loss:
-        asked = [self._backbone.query_keys(batch.examples) for batch in batches]
+        asked = [self._backbone.query_keys(batch.examples, key_pool="last") for batch in batches]
 
         def loss(batch: TrainingBatch) -> Tensor:
             injection, similarity = self._pick(module, asked[batch.place])
