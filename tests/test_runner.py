@@ -96,6 +96,26 @@ def test_a_budget_too_small_is_left_out(tmp_path):
     assert "left out, a budget of 5 bytes is too small" in said[0]
 
 
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_interrupted_run_goes_on_unless_its_method_is_configured_otherwise(tmp_path, monkeypatch, changed):
+    learn = bench_fakes.Parrot.learn
+
+    def stop(self, experience, progress=None):
+        if experience.position == 2:
+            raise KeyboardInterrupt
+        learn(self, experience, progress)
+
+    one, said = Pass("fake", ("parrot",), 1000, 0), []
+    with monkeypatch.context() as patched:
+        patched.setattr(bench_fakes.Parrot, "learn", stop)
+        with pytest.raises(KeyboardInterrupt):
+            runner(tmp_path).run(one)
+    if changed:
+        monkeypatch.setattr(bench_fakes.Parrot, "describe", lambda self: {"learning_rate": 0.5})
+    assert runner(tmp_path, said).run(one)
+    assert any("going on after task 2" in line for line in said) != changed
+
+
 def test_training_that_diverges_gives_no_result_and_the_others_go_on(tmp_path, monkeypatch):
     def diverge(self, experience, progress=None):
         raise TrainingDiverged("parrot: after 3 of 9 steps the loss is nan")

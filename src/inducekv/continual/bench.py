@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -149,6 +150,7 @@ class Bench:
             return self._leave_out(f"{one}: left out, {error}")
         identity = {**asdict(one), **asdict(self._settings), "questions": questions, "training": _taught(stream)}
         identity["methods"] = list(one.methods)
+        identity["configs"] = json.loads(json.dumps([method.describe() for method in methods]))
         work = self._folder / WORK / safe_path(one.stream) / safe_path(one.methods[0])
         checkpoint = Checkpoint(work / f"{'+'.join(one.methods[1:])}{budget_name(one.budget)}-{one.seed}", identity)
         before, peaks = checkpoint.resume(methods)

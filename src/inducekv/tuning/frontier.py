@@ -14,7 +14,7 @@ from inducekv.tuning.space import spans
 if TYPE_CHECKING:
     from inducekv.tuning.tuner import TuneReport
 
-COLOURS = {"int2": "#c2410c", "int3": "#d16a1b", "int4": "#d99a2b", "int8": "#3b82a0", "float16": "#374151"}
+COLOURS = {"int2": "#a11d33", "int3": "#e0732a", "int4": "#d9b23a", "int8": "#3b82a0", "float16": "#374151"}
 MARKERS = {"keep_answer": "o", "mean_pool": "D", "shift_kv": "^"}
 
 

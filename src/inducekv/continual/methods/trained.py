@@ -16,7 +16,16 @@ from inducekv.backbone import Backbone
 from inducekv.continual.ledger import Dimensions
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.storage import State, check_like, count_of, read_state, tensors_nbytes, write_state
-from inducekv.continual.methods.training import Loss, Recipe, TrainingBatch, answer_loss, batches_of, fit, generator_of
+from inducekv.continual.methods.training import (
+    Loss,
+    Recipe,
+    TrainingBatch,
+    TrainingDiverged,
+    answer_loss,
+    batches_of,
+    fit,
+    generator_of,
+)
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
 from inducekv.progress import SILENT, Progress
@@ -136,6 +145,11 @@ class TrainedMethod(Method):
             losses = fit(trained(module).values(), batches, loss, recipe, generator, progress, what)
             kept = self._kept(module)
             rounded = {name: value.detach().to("cpu", torch.float16) for name, value in kept.items()}
+            if not all(bool(value.isfinite().all()) for value in rounded.values()):
+                raise TrainingDiverged(
+                    f"{what}: the trained weights are no finite numbers in float16; give the method a recipe with a "
+                    f"learning rate below {recipe.learning_rate:g}"
+                )
             put(kept, rounded)
             self._after_task(module, batches, experience)
         self.weights = rounded
