@@ -7,9 +7,19 @@ import pytest
 import torch
 
 from inducekv.config import InduceKVConfig
-from inducekv.selection import SELECTORS, Coverage, Objective, PhiFitter, SelectionProblem, fit_to_chosen, priorities
+from inducekv.selection import (
+    SELECTORS,
+    Coverage,
+    Objective,
+    PhiFitter,
+    SelectionProblem,
+    fit_to_chosen,
+    indicator,
+    priorities,
+)
 from inducekv.selection.herding import herding_order
 from inducekv.selection.hypergradient import first_order, implicit
+from inducekv.selection.objective import Measured
 
 
 def unit(rows):
@@ -266,3 +276,33 @@ def test_reservoir_is_the_same_sample_however_the_stream_is_cut():
     assert set(kept.tolist()) == whole
     assert not torch.equal(rank, priorities(names, seed=4))
     assert 0.4 < float(rank.mean()) < 0.6
+
+
+def test_what_is_measured_by_question_is_the_outer_objective():
+    problem, good = planted()
+    weights, phi = indicator(sorted(good), len(problem)), problem.phi
+    measured = problem.objective.measured(weights, phi)
+    assert measured.total == pytest.approx(float(problem.objective.outer(weights, phi).total), rel=1e-5)
+
+
+def test_a_gain_comes_with_its_standard_error_over_paired_questions():
+    before = Measured(
+        ((1.0, torch.tensor([3.0, 5.0, 4.0, 4.0]).double()), (2.0, torch.tensor([1.0, 2.0]).double())), 0.5
+    )
+    after = Measured(
+        ((1.0, torch.tensor([2.0, 4.0, 4.0, 4.0]).double()), (2.0, torch.tensor([1.0, 1.0]).double())), 0.4
+    )
+    gain, error = after.gain_over(before)
+    assert gain == pytest.approx(0.5 + 2 * 0.5 + 0.1)
+    assert error == pytest.approx((1 / 3 / 4 + 4 * 0.5 / 2) ** 0.5)
+    assert before.gain_over(before) == (0.0, 0.0)
+
+
+def test_steps_within_the_error_of_the_objective_are_taken_back(monkeypatch):
+    problem, _ = planted()
+    config = InduceKVConfig(outer_steps=6)
+    sure = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
+    assert any(row["kept"] and row["exchanged"] for row in sure.history)
+    monkeypatch.setattr(import_module("inducekv.selection.bilevel"), "CERTAINTY", 1e6)
+    none = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
+    assert none.chosen == SELECTORS["herding"](problem, config, torch.Generator()).chosen

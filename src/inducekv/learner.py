@@ -89,10 +89,9 @@ def learn(
             _anchor_questions(backbone, training_state, examples, memory, config) if config.scores_questions else []
         )
         inner_anchors, outer_anchors = two_levels(anchors)
-        inner = {examples[i].identifier for i in roles.calibration}
         splits: dict[Split, list[Question]] = {
-            "calibration": [q for q in questions if q.entry in inner],
-            "current": [q for q in questions if q.entry not in inner],
+            "calibration": questions[: len(roles.calibration)],
+            "current": questions[len(roles.calibration) :],
             "calibration_anchors": inner_anchors,
             "anchors": outer_anchors,
         }
@@ -105,7 +104,7 @@ def learn(
             pool_keys,
             [entry.id for entry in pool],
             [entry.answer for entry in pool],
-            splits,
+            splits if config.scores_questions else {},
             config,
             progress,
         )
@@ -123,8 +122,7 @@ def learn(
             for weights, at in ((held, problem.phi), (indicator(selection.chosen, len(pool)), phi))
         )
     chosen = [pool[i] for i in selection.chosen]
-    limits = {name: limit for name, limit in memory.thresholds.items() if any(e.task == name for e in chosen)}
-    limits |= thresholds(chosen, pool_keys[selection.chosen], [*questions, *anchors], config.key_centering)
+    limits = thresholds(chosen, pool_keys[selection.chosen], [*questions, *anchors], config.key_centering)
     state = training_state.updated(examples, task, config.anchors, config.seed)
     dropped = Counter(entry.task for i, entry in enumerate(old) if i not in set(selection.chosen))
     for name in set(memory.tasks) - {entry.task for entry in chosen}:
@@ -134,7 +132,7 @@ def learn(
 
     memory.replace_all(chosen)
     memory.calibration = to_calibration(phi)
-    memory.thresholds = limits
+    memory.thresholds |= limits  # tasks none of whose questions were asked keep theirs
     note_config(memory, config)
     training_state.anchors = state.anchors
     return LearnReport(

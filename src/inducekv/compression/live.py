@@ -22,7 +22,7 @@ from inducekv.compression.base import Compression
 from inducekv.compression.layer import CompressedLayer, Seen, kept_from
 from inducekv.compression.prompt import LayerPrompt
 from inducekv.compression.queries import RotaryTables, as_queries
-from inducekv.compression.reading import arguments_of, reading_of, shared_hooks
+from inducekv.compression.reading import arguments_of, prompt_reading, shared_hooks
 from inducekv.encoded import Encoded
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ OPEN: dict[int, LiveCompression] = {}
 
 @contextmanager
 def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
-    reading = reading_of(model)
+    reading = prompt_reading(model)
     if id(model) in OPEN:
         raise ValueError(f"{OPEN[id(model)]!r} compresses this model already; nest the methods, not the contexts")
 
@@ -186,7 +186,7 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _measuring(method: LiveCompression, model: nn.Module) -> Iterator[list[Tensor]]:
-    reading = reading_of(model)
+    reading = prompt_reading(model)
 
     def measure(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden, cache = arguments_of(args, kwargs)

@@ -14,7 +14,7 @@ from inducekv.families import Family, family_of
 
 
 @dataclass
-class Reading:
+class PromptReading:
     """What the hooks share while a context is open."""
 
     family: Family
@@ -82,7 +82,7 @@ class Reading:
         )
 
 
-def reading_of(model: nn.Module) -> Reading:
+def prompt_reading(model: nn.Module) -> PromptReading:
     """
     Raises:
         ValueError: the family is not supported, or its attention takes no mask of a compressed cache.
@@ -95,7 +95,7 @@ def reading_of(model: nn.Module) -> Reading:
             f"attention implementation {kernel!r} takes no mask for a compressed cache; "
             "load the model with attn_implementation='sdpa' or 'eager'"
         )
-    return Reading(family, model, text, len(text.layers))
+    return PromptReading(family, model, text, len(text.layers))
 
 
 def arguments_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
@@ -104,7 +104,7 @@ def arguments_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
     return hidden, kwargs.get("past_key_values")
 
 
-def shared_hooks(reading: Reading) -> list[Any]:
+def shared_hooks(reading: PromptReading) -> list[Any]:
     """Hooks that note what prompt is being read."""
     hooks = [reading.text_model.register_forward_pre_hook(reading.before_decoder, with_kwargs=True)]
     if reading.model is not reading.text_model:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -78,16 +77,12 @@ class LikelihoodScorer:
         self._backbone, self._payloads, self._config, self._progress = backbone, payloads, config, progress
         self._keys = keys.float().cpu()
         self._ids, self._answers = list(ids), list(answers)
-        self._splits = splits
         self._phis: list[bytes] = []  # the last two that questions were scored at
-
-    @cached_property
-    def _chunks(self) -> dict[Split, list[_Chunk]]:
-        """Prepared when the first of them is scored, since some ways of selecting score none."""
-        self._progress.start("preparing questions", sum(map(len, self._splits.values())))
-        chunks = {split: self._prepare(questions) for split, questions in self._splits.items()}
-        self._progress.stop()
-        return chunks
+        self._chunks: dict[Split, list[_Chunk]] = {}
+        progress.start("preparing questions", sum(map(len, splits.values())))
+        for split, questions in splits.items():
+            self._chunks[split] = self._prepare(questions)
+        progress.stop()
 
     def _prepare(self, questions: Sequence[Question]) -> list[_Chunk]:
         chunks, size = [], self._config.batch_size
@@ -108,17 +103,17 @@ class LikelihoodScorer:
         gives up the entries that composing needs.
         """
         same = torch.tensor([[held == answer for held in self._answers] for answer in answers]).view(chunk.own.shape)
-        everything = torch.ones(len(self._ids))
+        everything, nothing = torch.ones(len(self._ids)), torch.zeros(len(self._ids), dtype=torch.bool)
         layers = self._payloads.layers
         count = self._backbone.layers if layers is None else len(layers)
         phi = to_phi(Calibration.initial(count, self._config.temperature))
         strict = replace(chunk, own=chunk.own | same)
         with torch.no_grad():
-            nll = self._score(strict, self._retrieve(strict, everything, everything <= 0, phi), phi)
+            nll = self._score(strict, self._retrieve(strict, everything, nothing, phi), phi)
         return replace(chunk, own=chunk.own | (same & (nll < COMPOSED)[:, None]))
 
     def size(self, split: Split) -> int:
-        return len(self._splits.get(split, ()))
+        return sum(len(chunk.keys) for chunk in self._chunks.get(split, ()))
 
     def batches(self, split: Split) -> int:
         return len(self._chunks.get(split, ()))

@@ -60,7 +60,7 @@ class TrainingBatch:
 
 
 class TrainingDiverged(ValueError):
-    """A loss that is no finite number: what was trained is worth nothing."""
+    """A loss or weights that are no finite numbers: what was trained is worth nothing."""
 
 
 Loss = Callable[[TrainingBatch], Float[Tensor, ""]]
