@@ -271,9 +271,10 @@ def test_payloads_without_scores_and_methods_for_live_caches_are_refused(llava: 
     assert encoded.scores is None
     with pytest.raises(ValueError, match="scorer=ShiftKV"):
         ShiftKV(4).compress(encoded)
-    for method in (PrefixKV(), RetentiveKV()):
-        with pytest.raises(TypeError, match="payload"):
-            method.compress(encoded)
+    with pytest.raises(ValueError, match="scorer=AttentionSum"):
+        PrefixKV().compress(encoded)
+    with pytest.raises(TypeError, match="payload"):
+        RetentiveKV().compress(encoded)
 
 
 @pytest.mark.parametrize("name", ["shift_kv", "window_kv", "rotate_kv_over_shift_kv"])

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from inducekv import memory_file, tensor_file
 from inducekv.entries import Entries
 from inducekv.entry import Entry, Layout
+from inducekv.layer_lengths import Loaded
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_file import MemoryFileError
 from inducekv.payload_cache import PayloadCache
@@ -284,13 +285,13 @@ def test_the_cache_keeps_what_was_used_last_within_its_limit(limit: int, steps: 
             while sum(map(size, expected)) > limit:
                 expected.pop(0)
 
-        def load(row: int = row) -> tuple[torch.Tensor, torch.Tensor]:
+        def load(row: int = row) -> Loaded:
             loads.append(row)
-            return torch.full((1 + row,), float(row)), torch.zeros(1 + row)
+            return Loaded(torch.full((1, 1, 1 + row, 1), float(row)), torch.zeros(1, 1, 1 + row, 1), None)
 
         before = len(loads)
-        keys, _ = cache.get((owner, row), load)
-        assert keys.tolist() == [float(row)] * (1 + row)
+        keys = cache.get((owner, row), load).keys
+        assert keys.flatten().tolist() == [float(row)] * (1 + row)
         assert (len(loads) == before) == (row in expected)
         if row in expected:
             expected.remove(row)

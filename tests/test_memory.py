@@ -416,7 +416,7 @@ def reindexed(directory: Path, **changes: object) -> None:
         ({"file": "/etc/passwd"}, "no valid tensor file"),
         ({"file": "memory-" + "0" * 32 + ".safetensors"}, "is missing"),
         ({"size": 10**15}, "truncated"),
-        ({"version": 3}, "format version 3.*reads 1 and 2"),
+        ({"version": 4}, "format version 4.*reads 1 to 3"),
         ({"version": True}, "format version True"),
         ({"version": [1]}, "format version"),
         ({"version": 1, "payload_dtype": "int2"}, "2-bit payloads of format version 1.*learn the memory again"),

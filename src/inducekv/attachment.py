@@ -161,17 +161,18 @@ class Attachment:
             return False
         return bool(torch.equal(ids[:, : before.shape[1]], before))
 
-    def mask_for(self, query: Tensor, own: int, mask: Tensor | None, window: int | None) -> Tensor:
+    def mask_for(self, layer: int, query: Tensor, own: int, mask: Tensor | None, window: int | None) -> Tensor:
         """The mask over [memory; own]; made once for all the layers that are given the same one."""
         injection = self.injection
         assert injection is not None
-        if injection.bias is not None and injection.bias.requires_grad:
-            return widened_mask(injection, query, own, mask, self._near(window))
+        read = injection.visible(layer)
+        if injection.layer_mask is not None or (injection.bias is not None and injection.bias.requires_grad):
+            return widened_mask(injection, read, query, own, mask, self._near(window))
         key = (window, own, query.shape[2], query.shape[0], query.dtype, query.device, id(injection))
         known = self._masks.get(key)
         if known is None or known[0] is not mask:
             self._masks = {k: v for k, v in self._masks.items() if k[1:] == key[1:]}  # of this forward pass alone
-            known = self._masks[key] = (mask, widened_mask(injection, query, own, mask, self._near(window)))
+            known = self._masks[key] = (mask, widened_mask(injection, read, query, own, mask, self._near(window)))
         return known[1]
 
     def record(self, mass: Float[Tensor, "batch tokens"], injection: Injection) -> None:

@@ -48,7 +48,7 @@ def _attend(
     memory = injection.of_layer(layer, key, repeats_of(query.shape[0], injection))
     if memory is None:
         return base(module, query, key, value, mask, **kwargs)
-    mask = attachment.mask_for(query, key.shape[2], mask, kwargs.get("sliding_window"))
+    mask = attachment.mask_for(layer, query, key.shape[2], mask, kwargs.get("sliding_window"))
     key, value = torch.cat([memory[0], key], 2), torch.cat([memory[1], value], 2)
     if attachment.record_mass:
         tokens, scaling, softcap = memory[0].shape[2], kwargs.get("scaling"), kwargs.get("softcap")

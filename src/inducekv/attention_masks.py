@@ -11,6 +11,7 @@ from inducekv.injection import Injection
 
 def widened_mask(
     injection: Injection,
+    read: Bool[Tensor, "rows tokens"],
     query: Float[Tensor, "batch heads queries head_dim"],
     own: int,
     mask: Tensor | None,
@@ -19,6 +20,7 @@ def widened_mask(
     """A mask over [memory; own] `[batch, 1, queries, memory + own]`: bool, or float where the memory has a bias.
 
     Args:
+        read: memory tokens that each row reads in this layer.
         own: keys of the layer itself (prompt and answer so far).
         mask: over those, bool or additive, or None as attention kernels understand it.
         near: memory tokens that a sliding window holds; None: all.
@@ -27,7 +29,7 @@ def widened_mask(
     repeats, device = repeats_of(batch, injection), query.device
     if mask is None:  # the kernels' own meaning of no mask: one query sees all, several are causal from the top left
         mask = torch.ones(length, own, dtype=torch.bool, device=device).tril(0 if length > 1 else own)[None, None]
-    visible = expanded(injection.mask, repeats).to(device)[:, None, None].expand(-1, 1, length, -1)
+    visible = expanded(read, repeats).to(device)[:, None, None].expand(-1, 1, length, -1)
     if near is not None:
         visible = visible & near.to(device)
     mask = mask[..., :own].expand(batch, -1, -1, -1)

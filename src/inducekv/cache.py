@@ -43,7 +43,8 @@ def as_cache(
     Raises:
         ValueError: the weighting is `log` over several entries (a cache has no place for it), the rows differ from the
             memory's, the mask decides by token types (PaliGemma; Gemma3 with pictures), no `input_ids` are given, or
-            the memory holds payloads of some layers only (in-flight retrieval): a cache is as long in all layers.
+            the memory holds payloads of some layers only (in-flight retrieval) or layers of different lengths: a cache
+            is as long in all layers.
     """
     if inputs.get("input_ids") is None:
         raise ValueError("as_cache needs input_ids: with inputs_embeds, generate expects the memory's embeddings too")
@@ -79,6 +80,11 @@ def _check(backbone: "Backbone", injection: Injection, inputs: dict[str, Any]) -
         raise ValueError(
             f"the memory holds payloads of {len(injection.keys)} of {backbone.layers} layers, and a cache has the same "
             "length in all of them; learn with retrieval='two_pass', or use attached() instead of a cache"
+        )
+    if injection.layer_mask is not None:
+        raise ValueError(
+            "layers of this memory hold different numbers of tokens (PrefixKV), and a cache has the same length in all "
+            "of them; use attached() instead of a cache"
         )
     if injection.mask.shape[0] != rows:
         raise ValueError(f"the memory is for {injection.mask.shape[0]} rows, the inputs have {rows}")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32, Int8
+from jaxtyping import Bool, Float, Float32, Int8
 from torch import Tensor
 
 TEXT, IMAGE, ANSWER = 0, 1, 2
@@ -24,6 +24,8 @@ class Encoded:
         answer_length: answer tokens the example had, its end-of-turn token included; 0 if it had no answer.
         scores: `[layers, kv_heads, tokens]` float32: what a compression measured while the example was encoded
             (`Backbone.encode(..., scorer=)`), for methods that select tokens; or None.
+        layer_mask: `[layers, tokens]` True where a layer holds a token, its tokens first, at least one; None: every
+            layer holds all (only methods that give layers different numbers of tokens make one).
     """
 
     key: Float32[Tensor, "hidden"]
@@ -33,6 +35,7 @@ class Encoded:
     span: int
     answer_length: int
     scores: Float32[Tensor, "layers kv_heads tokens"] | None = None
+    layer_mask: Bool[Tensor, "layers tokens"] | None = None
 
     @property
     def tokens(self) -> int:
@@ -40,7 +43,13 @@ class Encoded:
         return self.keys.shape[2]
 
     def select(self, chosen: Tensor) -> "Encoded":
-        """The same example with only some of its tokens (`chosen`: bool mask or indices `[tokens]`), same span."""
+        """The same example with only some of its tokens (`chosen`: bool mask or indices `[tokens]`), same span.
+
+        Raises:
+            ValueError: its layers hold different tokens.
+        """
+        if self.layer_mask is not None:
+            raise ValueError("layers of this example hold different tokens; select before a method that does that")
         chosen = chosen.to(self.keys.device)
         if chosen.dtype == torch.bool:
             chosen = chosen.nonzero().flatten()

@@ -221,6 +221,7 @@ PAYLOAD_FIELDS = {
     "payload_values": "values",
     "key_scales": "key_scales",
     "value_scales": "value_scales",
+    "layer_lengths": "layer_lengths",
 }
 """Attributes of a `Payload` by the tensors of a file that hold them."""
 

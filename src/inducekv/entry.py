@@ -5,12 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int32, Num
 from torch import Tensor
 
 from inducekv.compression.storage import BITS, STORAGE_DTYPES, dequantise, quantise, stored_width
 from inducekv.config import KeyDtype, PayloadDtype
 from inducekv.encoded import Encoded
+from inducekv.layer_lengths import Loaded, by_layer, fills, of_layers
 from inducekv.stored_keys import KEY_DTYPES, check_key_dtype, encode_key, key_width
 
 TEXT_LIMIT = 512
@@ -32,6 +33,7 @@ class Layout:
         kv_heads, head_dim: of those layers.
         key_dim: length of a retrieval key.
         key_dtype: number format of the stored keys.
+        layer_lengths: each entry notes how many tokens each of its layers holds; otherwise all hold the same number.
     """
 
     layers: tuple[int, ...]
@@ -39,8 +41,11 @@ class Layout:
     head_dim: int
     key_dim: int
     key_dtype: KeyDtype | str = "float16"
+    layer_lengths: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.layer_lengths, bool):
+            raise TypeError(f"layer_lengths must be True or False, got {self.layer_lengths!r}")
         sizes = (len(self.layers), self.kv_heads, self.head_dim, self.key_dim)
         if any(isinstance(x, bool) or not isinstance(x, int) for x in (*sizes, *self.layers)):
             raise TypeError(f"a layout is made of whole numbers, got {self}")
@@ -64,10 +69,15 @@ class Layout:
         """Bytes of the float16 scales of integer payloads: one a token, layer and head, for keys and for values."""
         return 2 * tokens * len(self.layers) * self.kv_heads * 2 if payload_dtype in BITS else 0
 
+    @property
+    def bookkeeping_nbytes(self) -> int:
+        """Bytes of an entry's small numbers: four int32, and one a layer where layers differ in length."""
+        return BOOKKEEPING + (4 * len(self.layers) if self.layer_lengths else 0)
+
     def entry_nbytes(self, tokens: int, payload_dtype: PayloadDtype | str, text_nbytes: int) -> int:
         """Bytes that an entry takes in the memory file: key, payload, scales, bookkeeping, text (`text_nbytes`)."""
         payload = self.payload_nbytes(tokens, payload_dtype) + self.scales_nbytes(tokens, payload_dtype)
-        return self.key_nbytes + payload + BOOKKEEPING + text_nbytes
+        return self.key_nbytes + payload + self.bookkeeping_nbytes + text_nbytes
 
     def base_nbytes(self, tasks: Iterable[str]) -> int:
         """Bytes beside the entries: the calibration phi (float32) and the table of tasks."""
@@ -80,10 +90,12 @@ class Payload:
 
     Attributes:
         keys, values: `[tokens, layers, kv_heads, stored]` in the storage dtype, `stored` elements for the `head_dim`
-            numbers (`storage.stored_width`); keys in the canonical frame.
+            numbers (`storage.stored_width`); keys in the canonical frame. With `layer_lengths` the `tokens · layers`
+            places are filled layer by layer, what is left at the end with zeros.
         key_scales, value_scales: `[tokens, layers, kv_heads]` float16 for integer payloads, else None.
         dtype: number format (`payload_dtype`).
         head_dim: numbers of a head.
+        layer_lengths: `[layers]` int32: tokens that each layer holds, at least one; None: `tokens` each.
     """
 
     keys: Num[Tensor, "tokens layers kv_heads stored"]
@@ -92,9 +104,11 @@ class Payload:
     value_scales: Float[Tensor, "tokens layers kv_heads"] | None
     dtype: PayloadDtype | str
     head_dim: int
+    layer_lengths: Int32[Tensor, "layers"] | None = None
 
     @property
     def tokens(self) -> int:
+        """Tokens a layer, as far as bytes are concerned: their mean over the layers, rounded up."""
         return self.keys.shape[0]
 
     @classmethod
@@ -115,15 +129,23 @@ class Payload:
             raise ValueError("a payload needs at least one token")
         kept = slice(None) if layers is None else _checked_layers(layers, encoded.keys.shape[0])
         keys, values = (x.detach()[kept].cpu().permute(2, 0, 1, 3).contiguous() for x in (encoded.keys, encoded.values))
+        lengths = None
+        if encoded.layer_mask is not None:
+            held = encoded.layer_mask[kept].cpu()
+            lengths = held.sum(-1, dtype=torch.int32)
+            keys, values = by_layer(keys, held), by_layer(values, held)
         stored_keys, stored_values = quantise(keys, payload_dtype), quantise(values, payload_dtype)
         scales = (stored_keys.scales, stored_values.scales)
-        return cls(stored_keys.values, stored_values.values, *scales, payload_dtype, keys.shape[-1])
+        return cls(stored_keys.values, stored_values.values, *scales, payload_dtype, keys.shape[-1], lengths)
 
-    def load(self) -> tuple[Tensor, Tensor]:
-        """Keys and values as float32 `[layers, kv_heads, tokens, head_dim]`."""
+    def load(self) -> Loaded:
+        """The numbers again, in float32."""
         keys = dequantise(self.keys, self.key_scales, self.dtype, self.head_dim)
         values = dequantise(self.values, self.value_scales, self.dtype, self.head_dim)
-        return keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3)
+        if self.layer_lengths is None:
+            return Loaded(keys.permute(1, 2, 0, 3), values.permute(1, 2, 0, 3), None)
+        held = torch.arange(int(self.layer_lengths.max())) < self.layer_lengths[:, None]
+        return Loaded(of_layers(keys, held), of_layers(values, held), held)
 
 
 @dataclass(frozen=True)
@@ -270,9 +292,34 @@ def check_entry(entry: Entry, layout: Layout, payload_dtype: PayloadDtype | str)
             f"key of entry {entry.id!r} must be {layout.key_dtype} [{layout.key_dim}], "
             f"stored as {key_dtype} [{stored}], got {entry.key.dtype} {list(entry.key.shape)}"
         )
+    check_layer_lengths(entry.id, payload.layer_lengths, payload.tokens, layout)
     numbers = (entry.key, payload.keys, payload.values, payload.key_scales, payload.value_scales)
     if not all(torch.isfinite(x).all() for x in numbers if x is not None):
         raise ValueError(f"entry {entry.id!r} holds numbers that are not finite")
+
+
+def check_layer_lengths(name: str, lengths: Tensor | None, tokens: int, layout: Layout) -> None:
+    """
+    Raises:
+        ValueError: an entry's layer lengths are not what the layout asks for, or do not fill `tokens` a layer.
+    """
+    if (lengths is not None) != layout.layer_lengths:
+        raise ValueError(
+            f"entry {name!r} {'has' if lengths is not None else 'lacks'} lengths of its own for each layer, and this "
+            f"memory's entries {'have' if layout.layer_lengths else 'lack'} them: learn into a new memory, or with the "
+            "payload method that it was learned with"
+        )
+    if lengths is not None:
+        count = len(layout.layers)
+        if tuple(lengths.shape) != (count,) or lengths.dtype != torch.int32:
+            raise ValueError(
+                f"layer_lengths of entry {name!r} must be int32 [{count}], got {lengths.dtype} {list(lengths.shape)}"
+            )
+        if not fills(lengths, torch.tensor(tokens), count):
+            raise ValueError(
+                f"layer_lengths of entry {name!r} must be at least 1 and together fill {tokens} tokens of {count} "
+                f"layers, got {lengths.tolist()}"
+            )
 
 
 def _json(value: object) -> bytes:

@@ -38,6 +38,8 @@ class Injection:
         layers: the model's layers that read, in the order of `keys`; None: all.
         places: `[rows, slots]` the piece in each slot, or None.
         span: positions that the longest row's memory takes before the prompt.
+        layer_mask: `[rows, layers, tokens]` where layers hold different tokens: True where the row reads the token in
+            that layer (in the order of `keys`); None: all layers read what `mask` says.
     """
 
     keys: list[Float[Tensor, "pieces kv_heads piece_tokens head_dim"]]
@@ -50,6 +52,12 @@ class Injection:
     layers: tuple[int, ...] | None = None
     places: Int[Tensor, "rows slots"] | None = None
     span: int = 0
+    layer_mask: Bool[Tensor, "rows layers tokens"] | None = None
+
+    def visible(self, layer: int) -> Bool[Tensor, "rows tokens"]:
+        """What each row reads in a layer that reads."""
+        place = self.place_of(layer)
+        return self.mask if self.layer_mask is None or place is None else self.layer_mask[:, place]
 
     def place_of(self, layer: int) -> int | None:
         """Where a layer's keys and values are in `keys` and `values`; None for a layer that does not read."""
@@ -98,6 +106,7 @@ class Injection:
             slots=self.slots[chosen],
             positions=None if self.positions is None else self.positions[chosen],
             places=None if self.places is None else self.places[chosen],
+            layer_mask=None if self.layer_mask is None else self.layer_mask[chosen],
         )
 
     def _as_pieces(self) -> "Injection":
@@ -192,7 +201,13 @@ def build_injection(
         source.layers,
         places,
         int(spans.sum(-1).amax()),
+        None if payloads.layer_mask is None else _by_layer(payloads.layer_mask[entry] & valid[..., None, None]),
     )
+
+
+def _by_layer(held: Bool[Tensor, "rows slots layers tokens"]) -> Bool[Tensor, "rows layers all_tokens"]:
+    """What each layer reads, slot after slot."""
+    return held.transpose(1, 2).flatten(2)
 
 
 def _weights(
@@ -246,6 +261,10 @@ def joined(injections: Sequence[Injection | None], rows: Sequence[Int[Tensor, "_
     mask, before = blank.bool(), 0
     bias = None if all(part.bias is None for part in parts) else blank.to(first.keys[0].dtype)
     positions = None if all(part.positions is None for part in parts) else blank.long()
+    layers = len(first.keys)
+    own_of_layers = None
+    if any(part.layer_mask is not None for part in parts):
+        own_of_layers = blank.bool()[:, :, None].repeat(1, 1, layers, 1)
     for part, (_, where) in zip(parts, given, strict=True):
         where = where.to(device)
         wide = part.keys[0].shape[2]
@@ -256,6 +275,10 @@ def joined(injections: Sequence[Injection | None], rows: Sequence[Int[Tensor, "_
         for whole, own in ((mask, part.mask), (bias, part.bias), (positions, part.positions)):
             if whole is not None and own is not None:
                 whole[where, empty:, :wide] = own.view(len(where), part.slot_count, wide).to(whole.dtype)
+        if own_of_layers is not None:
+            held = part.mask[:, None].expand(-1, layers, -1) if part.layer_mask is None else part.layer_mask
+            held = held.reshape(len(where), layers, part.slot_count, wide)
+            own_of_layers[where, empty:, :, :wide] = held.transpose(1, 2)
 
     def together(held: list[list[Tensor]]) -> list[Tensor]:
         """Layer by layer, all parts' pieces, padded to the longest."""
@@ -272,4 +295,5 @@ def joined(injections: Sequence[Injection | None], rows: Sequence[Int[Tensor, "_
         first.layers,
         places,
         max(held.span for held, _ in given),
+        None if own_of_layers is None else _by_layer(own_of_layers),
     )

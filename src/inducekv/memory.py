@@ -15,7 +15,7 @@ from inducekv.bytes import format_bytes, parse_bytes
 from inducekv.compression.storage import STORAGE_DTYPES
 from inducekv.config import PayloadDtype
 from inducekv.entries import Entries
-from inducekv.entry import BOOKKEEPING, Entry, Layout, check_entry
+from inducekv.entry import Entry, Layout, check_entry
 from inducekv.entry_table import TASK
 from inducekv.payload_cache import PAYLOAD_CACHE, PayloadCache
 from inducekv.payloads import Payloads
@@ -103,12 +103,13 @@ class KVMemory:
     def bytes_by_kind(self) -> dict[str, int]:
         """`nbytes` split into keys, payload, scales, text, bookkeeping and calibration."""
         table, calibration = self._entries.table, self.layout.base_nbytes(())
+        tasks = self.layout.base_nbytes(self.tasks) - calibration
         return {
             "keys": self.layout.key_nbytes * len(self),
             "payload": self.layout.payload_nbytes(table.tokens, self.payload_dtype),
             "scales": self.layout.scales_nbytes(table.tokens, self.payload_dtype),
             "text": table.text,
-            "bookkeeping": BOOKKEEPING * len(self) + self.layout.base_nbytes(self.tasks) - calibration,
+            "bookkeeping": self.layout.bookkeeping_nbytes * len(self) + tasks,
             "calibration": calibration,
         }
 
@@ -260,14 +261,14 @@ class KVMemory:
     def payloads(self, indices: Int[Tensor, "chosen"]) -> Payloads:
         """Dequantised payloads (float32) of some entries, by their place in `entries`.
 
-        A memory that is held whole and small enough is dequantised once, into one block. Of any other, what was
-        retrieved last stays in `payload_cache`.
+        A memory that is held whole and small enough is dequantised once, into one block. Of any other (and where layers
+        hold different numbers of tokens), what was retrieved last stays in `payload_cache`.
 
         Raises:
             MemoryFileError: a payload in a file cannot be read, or holds numbers that are not finite.
         """
         whole = len(self) * self.layout.payload_nbytes(self._entries.table.longest, "float32")
-        if whole > self.payload_cache.limit or self.lazy:
+        if whole > self.payload_cache.limit or self.lazy or self.layout.layer_lengths:
             return self._load(indices.tolist())
         if self._payloads is None:
             self._payloads = self._load(range(len(self)))
@@ -275,14 +276,14 @@ class KVMemory:
         return self._payloads.payloads(indices)
 
     def _load(self, places: Iterable[int]) -> Payloads:
-        keys, values, spans = [], [], []
+        loaded, spans = [], []
         for place in places:
             entry = self._entries[place]
-            loaded = self.payload_cache.get(self._entries.place(place), lambda e=entry: e.payload.load())  # type: ignore[misc]
-            keys.append(loaded[0])
-            values.append(loaded[1])
+            loaded.append(self.payload_cache.get(self._entries.place(place), lambda e=entry: e.payload.load()))  # type: ignore[misc]
             spans.append(entry.span)
-        return Payloads.stack(keys, values, spans)
+        return Payloads.stack(
+            [x.keys for x in loaded], [x.values for x in loaded], spans, [x.layer_mask for x in loaded]
+        )
 
     # -- files
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from inducekv.backbone import Backbone
+from inducekv.compression import compression_named
 from inducekv.config import InduceKVConfig
 from inducekv.decoder import chosen_key_layer
 from inducekv.entry import Layout
@@ -33,6 +34,7 @@ def empty_memory(backbone: Backbone, config: InduceKVConfig) -> KVMemory:
         backbone.head_dim,
         key_dim(backbone.hidden_size, config.key_pool),
         config.key_dtype,
+        layer_lengths=config.payload != "auto" and compression_named(config).layer_lengths,
     )
     fingerprint = backbone.fingerprint(key_layer=config.key_layer, key_pool=config.key_pool)
     return KVMemory(config.budget, layout, config.payload_dtype, fingerprint)

@@ -22,6 +22,7 @@ from inducekv.entries import Entries, raw
 from inducekv.entry import Layout
 from inducekv.fingerprint import FingerprintError as FingerprintError
 from inducekv.fingerprint import check_fingerprint as check_fingerprint
+from inducekv.layer_lengths import fills
 from inducekv.retrieval import Calibration
 from inducekv.stored_entries import PARTS, StoredEntries, blocks_of, finite
 from inducekv.table_reader import read_table
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from inducekv.backbone import Backbone
     from inducekv.memory import KVMemory
 
-FORMAT, VERSION = "inducekv-memory", 2
-READ = (1, 2)
+FORMAT, VERSION, WITH_LAYER_LENGTHS = "inducekv-memory", 2, 3
+"""What is written: version 3 where layers hold different numbers of tokens, which version 2 cannot say, else 2."""
+READ = (1, 2, 3)
 """Versions that are read. Version 1 wrote 2-bit payloads in other levels, and all retrieval keys in float16."""
 INDEX = "memory.json"
 LOCK = ".memory.lock"
@@ -91,7 +93,7 @@ def save(memory: "KVMemory", directory: Path) -> None:
     header, order = header_of(blocks_of(layout, memory.payload_dtype, len(memory), table.tokens, table.text))
     index = {
         "format": FORMAT,
-        "version": VERSION,
+        "version": WITH_LAYER_LENGTHS if layout.layer_lengths else VERSION,
         "budget": memory.budget,
         "nbytes": memory.nbytes,
         "entries": len(memory),
@@ -102,6 +104,7 @@ def save(memory: "KVMemory", directory: Path) -> None:
             "head_dim": layout.head_dim,
             "key_dim": layout.key_dim,
             "key_dtype": layout.key_dtype,
+            **({"layer_lengths": True} if layout.layer_lengths else {}),
         },
         "tasks": [[task, memory.thresholds.get(task)] for task in memory.tasks],
         "fingerprint": memory.fingerprint,
@@ -193,7 +196,7 @@ def _read_index(directory: Path) -> dict[str, Any]:
         raise MemoryFileError(f"{path} is not the index of an inducekv memory")
     if index.get("version") not in READ or isinstance(index["version"], bool):
         raise MemoryFileError(
-            f"{path} has format version {index.get('version')!r}, this library reads {' and '.join(map(str, READ))}"
+            f"{path} has format version {index.get('version')!r}, this library reads {READ[0]} to {READ[-1]}"
         )
     if index.get("index_sha256") != _index_digest(index):
         raise MemoryFileError(f"{path} was edited or damaged: its checksum does not match")
@@ -241,6 +244,8 @@ def _build(kind: type["KVMemory"], index: dict[str, Any], file: TensorFile, lazy
                 f"{name} of {count} entries with {tokens} tokens must be {wanted.dtype} {list(wanted.shape)}, "
                 f"got {found.dtype} {list(found.shape)}"
             )
+    if layout.layer_lengths and not fills(file.read("layer_lengths"), numbers[:, 0], len(layout.layers)):
+        raise MemoryFileError("lengths of layers do not fill the payloads of their entries")
     tasks = tuple(name for name, _ in index["tasks"])
     store = StoredEntries(file, layout, memory.payload_dtype, read_table(file, numbers.numpy(), tasks))
     if not all(finite(store.keys(start, min(start + ROWS, count))) for start in range(0, count, ROWS)):

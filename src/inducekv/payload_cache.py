@@ -5,9 +5,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from inducekv.bytes import parse_bytes
+from inducekv.layer_lengths import Loaded
 
 PAYLOAD_CACHE = 64 * 2**20
 """Bytes of dequantised payloads that a memory keeps ready unless told otherwise."""
@@ -22,7 +21,7 @@ class PayloadCache:
 
     def __init__(self, limit: int | str = PAYLOAD_CACHE) -> None:
         self._limit = parse_bytes(limit)
-        self._kept: OrderedDict[tuple[int, int], tuple[object, Tensor, Tensor]] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, int], tuple[object, Loaded]] = OrderedDict()
         self._lock = threading.Lock()
         self.nbytes = 0
 
@@ -48,8 +47,8 @@ class PayloadCache:
         with self._lock:
             self._shrink(0)
 
-    def get(self, place: tuple[object, int], load: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Keys and values of one entry `[layers, kv_heads, tokens, head_dim]` float32, not to be written to.
+    def get(self, place: tuple[object, int], load: Callable[[], Loaded]) -> Loaded:
+        """One entry's payload, not to be written to.
 
         Args:
             place: what tells the entry from others (`Entries.place`).
@@ -60,17 +59,20 @@ class PayloadCache:
         with self._lock:
             if name in self._kept:
                 self._kept.move_to_end(name)
-                return self._kept[name][1:]
-        keys, values = load()
-        size = keys.nbytes + values.nbytes
+                return self._kept[name][1]
+        loaded = load()
+        size = _nbytes(loaded)
         with self._lock:
             if size <= self._limit and name not in self._kept:
                 self._shrink(self._limit - size)
-                self._kept[name] = (owner, keys, values)  # the owner too, for another could get its address
+                self._kept[name] = (owner, loaded)  # the owner too, for another could get its address
                 self.nbytes += size
-        return keys, values
+        return loaded
 
     def _shrink(self, size: int) -> None:
         while self.nbytes > size:
-            _, keys, values = self._kept.popitem(last=False)[1]
-            self.nbytes -= keys.nbytes + values.nbytes
+            self.nbytes -= _nbytes(self._kept.popitem(last=False)[1][1])
+
+
+def _nbytes(loaded: Loaded) -> int:
+    return sum(x.nbytes for x in loaded if x is not None)

@@ -20,12 +20,14 @@ class Payloads:
             position is -1); zeros where padded.
         mask: `[entries, tokens]` True at real tokens.
         spans: `[entries]` positions each entry occupies.
+        layer_mask: `[entries, layers, tokens]` True where a layer holds a token; None: every layer holds all real ones.
     """
 
     keys: Float[Tensor, "entries layers kv_heads tokens head_dim"]
     values: Float[Tensor, "entries layers kv_heads tokens head_dim"]
     mask: Bool[Tensor, "entries tokens"]
     spans: Int[Tensor, "entries"]
+    layer_mask: Bool[Tensor, "entries layers tokens"] | None = None
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -44,12 +46,17 @@ class Payloads:
             self.values[indices, :, :, :tokens],
             mask[:, :tokens],
             self.spans[indices],
+            None if self.layer_mask is None else self.layer_mask[indices][:, :, :tokens],
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "Payloads":
         """The same payloads on another device, in another floating dtype."""
         return Payloads(
-            self.keys.to(device, dtype), self.values.to(device, dtype), self.mask.to(device), self.spans.to(device)
+            self.keys.to(device, dtype),
+            self.values.to(device, dtype),
+            self.mask.to(device),
+            self.spans.to(device),
+            None if self.layer_mask is None else self.layer_mask.to(device),
         )
 
     @classmethod
@@ -58,6 +65,7 @@ class Payloads:
         keys: Sequence[Float[Tensor, "layers kv_heads _ head_dim"]],
         values: Sequence[Float[Tensor, "layers kv_heads _ head_dim"]],
         spans: Sequence[int],
+        layer_masks: Sequence[Bool[Tensor, "layers _"] | None] = (),
     ) -> "Payloads":
         """Pad entries of different lengths to one block.
 
@@ -77,12 +85,23 @@ class Payloads:
         for row, (key, value) in enumerate(zip(keys, values, strict=True)):
             tokens = key.shape[2]
             block_keys[row, :, :, :tokens], block_values[row, :, :, :tokens], mask[row, :tokens] = key, value, True
-        return cls(block_keys, block_values, mask, torch.tensor(spans, dtype=torch.long, device=device))
+        by_layer = None
+        if any(one is not None for one in layer_masks):
+            by_layer = mask[:, None].repeat(1, layers, 1)
+            for row, one in enumerate(layer_masks):
+                if one is not None:
+                    by_layer[row, :, : one.shape[1]] = one.to(device)
+        return cls(block_keys, block_values, mask, torch.tensor(spans, dtype=torch.long, device=device), by_layer)
 
     @classmethod
     def of(cls, encoded: Sequence[Encoded]) -> "Payloads":
         """Payloads of encoded (and perhaps compressed) examples."""
-        return cls.stack([e.keys for e in encoded], [e.values for e in encoded], [e.span for e in encoded])
+        return cls.stack(
+            [e.keys for e in encoded],
+            [e.values for e in encoded],
+            [e.span for e in encoded],
+            [e.layer_mask for e in encoded],
+        )
 
 
 @runtime_checkable

@@ -37,6 +37,7 @@ def blocks_of(
         "payload_values": payload,
         **({"key_scales": scales, "value_scales": scales} if payload_dtype in BITS else {}),
         "numbers": Block(torch.int32, (entries, 4)),
+        **({"layer_lengths": Block(torch.int32, (entries, len(layout.layers)))} if layout.layer_lengths else {}),
         "text": Block(torch.uint8, (text,)),
         "calibration": Block(torch.float32, (1 + len(layout.layers),)),
     }
@@ -79,12 +80,13 @@ class StoredEntries:
         parts = [self.file.read(name, start, stop) for name in PARTS if name in self.file.blocks]
         if not all(finite(part) for part in parts):
             raise MemoryFileError(f"entry {row} of {self.file.path} holds numbers that are not finite")
-        return self._payload(parts)
+        lengths = self.file.read("layer_lengths", row, row + 1)[0] if self.layout.layer_lengths else None
+        return self._payload(parts, lengths)
 
-    def _payload(self, parts: Sequence[Tensor]) -> Payload:
+    def _payload(self, parts: Sequence[Tensor], lengths: Tensor | None) -> Payload:
         keys, values, *scales = parts
         key_scales, value_scales = scales if scales else (None, None)
-        return Payload(keys, values, key_scales, value_scales, self.payload_dtype, self.layout.head_dim)
+        return Payload(keys, values, key_scales, value_scales, self.payload_dtype, self.layout.head_dim, lengths)
 
     def read_all(self) -> list[Entry]:
         """All entries, whole. Raises as `payload`."""
@@ -96,13 +98,14 @@ class StoredEntries:
                 raise MemoryFileError(f"{name} of {self.file.path} holds numbers that are not finite")
             parts.append(whole.split(lengths) if lengths else ())
         keys = self.file.read("keys")
+        layers = self.file.read("layer_lengths") if self.layout.layer_lengths else [None] * len(keys)
         texts = bytes(self.file.read("text").numpy()).decode().split("\n")[:-1]
         entries = []
         for i, (line, (_, span, answer_length, task)) in enumerate(
             zip(texts, self.table.numbers.tolist(), strict=True)
         ):
             name, question, answer = json.loads(line)
-            payload = self._payload([part[i] for part in parts])
+            payload = self._payload([part[i] for part in parts], layers[i])
             entries.append(Entry(name, self.table.tasks[task], keys[i], payload, span, answer_length, question, answer))
         return entries
 

@@ -28,6 +28,11 @@ class Compression(ABC):
         """What `Backbone.encode` must measure for `compress`; None where it needs no scores."""
         return None
 
+    @property
+    def layer_lengths(self) -> bool:
+        """Whether payloads hold different numbers of tokens in different layers."""
+        return False
+
     @abstractmethod
     def compress(self, encoded: Encoded) -> Encoded:
         """The example with a smaller payload; at least one token remains."""

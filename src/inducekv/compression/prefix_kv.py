@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import Cache
 
@@ -13,7 +13,7 @@ from inducekv.compression.budget import Budget, check_budget, tokens_within
 from inducekv.compression.layer import CompressedLayer, highest
 from inducekv.compression.live import LiveCompression, Positions
 from inducekv.compression.prompt import LayerPrompt
-from inducekv.compression.select import Selection, bytes_per_token
+from inducekv.compression.select import Selection, bytes_per_token, gathered, scores_of
 from inducekv.encoded import Encoded
 
 
@@ -29,7 +29,9 @@ class PrefixKV(LiveCompression):
     Positions go on from the prompt's true end (the published code lets them go on from layer 0's shorter cache), and
     tokens that follow the prompt are kept whole (the published code evicts one at a fixed place for each).
 
-    Payloads hold the same number of tokens in all layers, so this is a method for live caches.
+    A payload keeps the same total: layers hold different numbers of tokens, which the memory file notes (4 bytes a
+    layer and entry), and attention of a layer reads its own. There the scores are those that the example was encoded
+    with.
 
     Attributes:
         method: whose scores are used; its budget, too, unless `budget` is given. PrefixKV's own: `AttentionSum`.
@@ -69,13 +71,8 @@ class PrefixKV(LiveCompression):
         """Tokens that each row keeps in each layer, `[batch, layers]`."""
         lengths = torch.stack([p.lengths for p in prompts], 1).cpu()
         if self.drop_ratios is not None:
-            if len(self.drop_ratios) != prompts[0].layers:
-                raise ValueError(
-                    f"drop_ratios are for {len(self.drop_ratios)} layers, the model has {prompts[0].layers}"
-                )
-            ratios = torch.tensor([self.drop_ratios[p.layer] for p in prompts], dtype=torch.float64)
-            kept = lengths - (ratios * lengths).round().long()
-            return kept.clamp_min(1)
+            ratios = self._ratios(prompts[0].layers)[[p.layer for p in prompts]]
+            return _kept(ratios, lengths)
         budget, each = self.method.budget if self.budget is None else self.budget, bytes_per_token(prompts[0])
         counts = torch.empty_like(lengths)
         for row in range(len(lengths)):
@@ -85,11 +82,47 @@ class PrefixKV(LiveCompression):
             counts[row] = torch.tensor(shared_out(shares, total))
         return counts
 
+    def _ratios(self, layers: int) -> Float[Tensor, " layers"]:
+        assert self.drop_ratios is not None
+        if len(self.drop_ratios) != layers:
+            raise ValueError(f"drop_ratios are for {len(self.drop_ratios)} layers, the model has {layers}")
+        return torch.tensor(self.drop_ratios, dtype=torch.float64)
+
+    @property
+    def scorer(self) -> LiveCompression | None:
+        return self.method.scorer
+
+    @property
+    def layer_lengths(self) -> bool:
+        return True
+
     def compress(self, encoded: Encoded) -> Encoded:
-        raise TypeError(
-            "PrefixKV gives layers different numbers of tokens, which payloads cannot hold; "
-            f"for payloads use its method alone: {dataclasses.replace(self.method)!r}"
-        )
+        """The highest-scored tokens of every layer and KV head, as many in each layer as `layer_counts` would say.
+
+        Raises:
+            ValueError: the example was encoded without scores, or `drop_ratios` are for another number of layers.
+        """
+        scores = scores_of(encoded, self.method)
+        layers, heads, tokens, width = encoded.keys.shape
+        real = torch.ones(layers, tokens, dtype=torch.bool, device=scores.device)
+        if self.drop_ratios is not None:
+            counts = _kept(self._ratios(layers), torch.full((layers,), tokens))
+        else:
+            budget = self.method.budget if self.budget is None else self.budget
+            each = 2 * layers * heads * width * encoded.keys.element_size()
+            shares = [_covered(of_layer, here) for of_layer, here in zip(scores, real, strict=True)]
+            counts = torch.tensor(shared_out(shares, layers * tokens_within(budget, tokens, each)))
+        chosen = highest(scores, real, counts)
+        held = (chosen >= 0).all(1)
+        first = (~held).long().sort(dim=-1, stable=True).indices  # a layer's own tokens before its padding
+        chosen = chosen.gather(2, first[:, None].expand_as(chosen))
+        small = gathered(encoded, chosen.clamp_min(0))
+        return dataclasses.replace(small, layer_mask=held.gather(1, first))
+
+
+def _kept(ratios: Float[Tensor, " layers"], lengths: Int[Tensor, "*batch layers"]) -> Int[Tensor, "*batch layers"]:
+    """Tokens that stay in each layer, at least one."""
+    return (lengths - (ratios * lengths).round().long()).clamp_min(1)
 
 
 def _covered(scores: Float[Tensor, "kv_heads stored"], real: Tensor) -> Float[Tensor, " tokens"]:

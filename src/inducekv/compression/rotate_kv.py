@@ -138,6 +138,10 @@ class RotateKV(LiveCompression):
     def scorer(self) -> LiveCompression | None:
         return None if self.method is None else self.method.scorer
 
+    @property
+    def layer_lengths(self) -> bool:
+        return self.method is not None and self.method.layer_lengths
+
     def compress(self, encoded: Encoded) -> Encoded:
         if self.method is not None:
             encoded = self.method.compress(encoded)
