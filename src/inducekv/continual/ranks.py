@@ -34,12 +34,17 @@ class Ranks:
         Raises:
             ModuleNotFoundError: started with several processes, and accelerate is not installed (extra `bench`).
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        if cls.started() <= 1:
             return cls()
         from accelerate import PartialState
 
         state = PartialState(cpu=not torch.cuda.is_available())
         return cls(state.process_index, state.num_processes, str(state.device))
+
+    @staticmethod
+    def started() -> int:
+        """How many processes were started together, this one among them."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
 
     @property
     def first(self) -> bool:

@@ -1,0 +1,163 @@
+"""Several processes on one machine, each running whole passes: twice the cores, about half the time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from inducekv.backbone import Backbone
+from inducekv.continual.bench import Bench, Pass, Say, Settings
+from inducekv.model import InducedModel
+from inducekv.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What passes left behind.
+
+    Attributes:
+        written: files of results, those of earlier runs included.
+        said: lines about the passes, in order.
+        left_out: those of them about passes that gave no result.
+        mistake: why a pass could not be run, as a user is told; None: all were run.
+    """
+
+    written: tuple[Path, ...] = ()
+    said: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    mistake: str | None = None
+
+
+def load_backbone(model: str, device: str = "cpu") -> Backbone:
+    """The backbone by name or folder, or "embedded"; moved where `device` is not the CPU.
+
+    Raises:
+        ValueError: the model cannot be had.
+    """
+    try:
+        backbone = InducedModel.from_pretrained(model).backbone
+    except OSError as error:
+        raise ValueError(f"cannot load the model {model!r}: {error}") from error
+    if device != "cpu":
+        backbone.model.to(device)
+    return backbone
+
+
+def run_in_processes(
+    folder: Path,
+    todo: Sequence[Pass],
+    jobs: int,
+    settings: Settings | None = None,
+    *,
+    root: Path | None = None,
+    say: Say = lambda line: None,
+    progress: Progress = SILENT,
+) -> Outcome:
+    """Runs passes as `Bench` does, `jobs` of them at a time, each process with a backbone and cores of its own.
+
+    The first mistake stops all; so does an interruption. What is written stays, and passes that were stopped go on at
+    the task they were at when they are run again. Processes are spawned: a script that calls this needs
+    `if __name__ == "__main__":`.
+
+    Args:
+        folder: of results.
+        todo: passes, in the order in which they are begun.
+        jobs: processes, at least 1.
+        settings: of all passes.
+        root: folder of the streams' data.
+        say: gets the lines about a pass once it is over.
+        progress: told of passes; what happens within them stays unseen.
+
+    Raises:
+        ValueError: as `Bench.run`, or `jobs` is less than 1.
+        ChildProcessError: a process was killed, most likely for want of memory.
+    """
+    if jobs < 1:
+        raise ValueError(f"passes run in at least one process, got jobs={jobs}")
+    context = get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    outcomes: dict[Pass, Outcome] = {}
+    given = (folder, settings or Settings(), root, jobs, watched)
+    pool = ProcessPoolExecutor(jobs, context, _start, given)
+    progress.start("passes", len(todo))
+    try:
+        for future in as_completed([pool.submit(_run, one) for one in todo]):
+            one, outcome = future.result()
+            outcomes[one] = outcome
+            for line in outcome.said:
+                say(line)
+            if outcome.mistake is not None:
+                raise ValueError(outcome.mistake)
+            progress.advance()
+    except BrokenProcessPool as error:
+        raise ChildProcessError(
+            "a process that ran passes was killed, most likely for want of memory; run again with fewer jobs: what is "
+            "written stays, and what is unfinished goes on"
+        ) from error
+    except BaseException:
+        held.close()  # ends the processes at once, whatever they are at
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+        held.close()
+        watched.close()
+        progress.stop()
+    ended = [outcomes[one] for one in todo]
+    return Outcome(
+        tuple(path for outcome in ended for path in outcome.written),
+        tuple(line for outcome in ended for line in outcome.said),
+        tuple(line for outcome in ended for line in outcome.left_out),
+    )
+
+
+# -- in a process of its own
+
+_bench: Bench
+_said: list[str] = []
+
+
+def _start(folder: Path, settings: Settings, root: Path | None, jobs: int, watched: Connection) -> None:
+    """Makes this process's bench, which loads the backbone when the first pass needs it."""
+    global _bench
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the first process ends the others
+    threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
+    torch.set_num_threads(min(torch.get_num_threads(), max(1, _cores() // jobs)))
+    _bench = Bench(folder, lambda: load_backbone(settings.model), settings, root=root, say=_said.append)
+
+
+def _end_with(watched: Connection) -> None:
+    """Ends this process when the other end of the pipe closes: the first process lets go of it, or is no more."""
+    with suppress(EOFError, OSError):  # which is how Windows says that it closed
+        watched.poll(None)
+    os._exit(1)
+
+
+def _cores() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1
+
+
+def _run(one: Pass) -> tuple[Pass, Outcome]:
+    _said.clear()
+    before = len(_bench.left_out)
+    mistake, written = None, list[Path]()
+    try:
+        written = _bench.run(one)
+    except (ValueError, TypeError, OSError) as error:
+        if os.environ.get("INDUCEKV_DEBUG"):
+            raise
+        mistake = str(error) or type(error).__name__
+    return one, Outcome(tuple(written), tuple(_said), tuple(_bench.left_out[before:]), mistake)
