@@ -80,8 +80,8 @@ def run(
     from inducekv.continual.bench import Bench, Settings, passes
     from inducekv.continual.jobs import run_in_processes
     from inducekv.continual.methods import METHODS
-    from inducekv.continual.ranks import Ranks
     from inducekv.progress import console_progress
+    from inducekv.ranks import Ranks
 
     names = list(METHODS) if methods == "all" else _listed("--methods", methods)
     budgets = [parse_bytes(size) for size in _listed("--budget", budget)]

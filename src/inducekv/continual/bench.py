@@ -16,7 +16,6 @@ from inducekv.continual.methods import METHODS, make_method
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.training import TrainingDiverged
 from inducekv.continual.provenance import forget_peak, peak_memory, versions
-from inducekv.continual.ranks import Ranks
 from inducekv.continual.results import (
     WORK,
     Result,
@@ -32,6 +31,7 @@ from inducekv.continual.stream import Stream
 from inducekv.continual.streams import stream_named
 from inducekv.examples import Example
 from inducekv.progress import SILENT, Progress
+from inducekv.ranks import Ranks
 
 Say = Callable[[str], None]
 
@@ -148,6 +148,8 @@ class Bench:
             methods = _methods(one, self._backbone, len(stream), self._settings)
         except ValueError as error:
             return self._leave_out(f"{one}: left out, {error}")
+        for method in methods:
+            method.ranks = self._ranks
         identity = {**asdict(one), **asdict(self._settings), "questions": questions, "training": _taught(stream)}
         identity["methods"] = list(one.methods)
         identity["configs"] = json.loads(json.dumps([method.describe() for method in methods]))

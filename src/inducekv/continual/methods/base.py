@@ -13,6 +13,7 @@ from inducekv.continual.methods.storage import State, read_state, write_state
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
 from inducekv.progress import SILENT, Progress
+from inducekv.ranks import ALONE, Ranks
 
 
 class Method(ABC):
@@ -20,10 +21,13 @@ class Method(ABC):
 
     Attributes:
         name, title: of the row in the table of methods; an ablation carries its own.
+        ranks: this process among several that run the method together, set by the bench before the first task. A method
+            may share out the work of `learn`, and must end in every process as it would in one alone.
     """
 
     name: str
     title: str
+    ranks: Ranks = ALONE
     learns: ClassVar[bool] = True
     """False when answers never change over the stream: they are then asked for once a task."""
     reference: ClassVar[bool] = False

@@ -44,7 +44,6 @@ class InduceKV(Method):
 
     name = "inducekv"
     title = "InduceKV"
-
     def __init__(self, model: InducedModel, max_new_tokens: int = 32, ablation: str | None = None) -> None:
         self.model = model
         self._max_new_tokens = max_new_tokens
@@ -54,7 +53,8 @@ class InduceKV(Method):
         self.reports: list[LearnReport] = []
 
     def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
-        self.reports.append(self.model.learn(list(experience.train), task=self._label(experience), progress=progress))
+        task = self._label(experience)
+        self.reports.append(self.model.learn(list(experience.train), task=task, progress=progress, ranks=self.ranks))
         self.learned += 1
 
     def _label(self, experience: Experience) -> str:
