@@ -62,6 +62,17 @@ def test_what_is_written_is_not_run_again_and_what_is_damaged_is_refused_alike(t
     again = run(*COMMAND, "--results", folder, "--jobs", 2)
     assert again.stdout.count("done before") == 4
     assert [file.read_bytes() for file in files] == before
+    changed = json.loads(before[0])
+    assert changed["method"] == "inducekv/fast"
+    changed["config"]["top_k"] += 1
+    files[0].write_text(json.dumps(changed))
+    files[-1].unlink()
+    one = run(*COMMAND, "--results", folder, "--jobs", 2)
+    files[0].write_bytes(before[0])
+    assert one.stdout.count("done before") == 3 and "zero_shot, 256KiB, seed 1: Last" in one.stdout
+    now = changed["config"]["top_k"] - 1
+    assert f"{files[0]} was made with another configuration (top_k {now + 1}, now {now}); delete it" in one.stdout
+    before[-1] = files[-1].read_bytes()
     files[-1].write_bytes(before[-1][:100])
     try:
         alone, side = (run(*COMMAND, "--results", folder, "--jobs", count) for count in (1, 2))
@@ -71,6 +82,14 @@ def test_what_is_written_is_not_run_again_and_what_is_damaged_is_refused_alike(t
     assert str(files[-1]) in side.stderr and "delete it and run again" in side.stderr
     assert side.stderr == alone.stderr
     assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.slow
+def test_a_mistake_met_in_a_process_ends_the_command(tmp_path):
+    command = ("bench", "run", "nowhere", "--methods", "zero_shot", "--seeds", "0,1", "--results", tmp_path)
+    alone, side = (run(*command, "--jobs", count) for count in (1, 2))
+    refused(side, "nowhere", "embedded/task")
+    assert side.stderr == alone.stderr
 
 
 @pytest.mark.slow
@@ -92,10 +111,9 @@ def test_no_process_outlives_the_command(tmp_path, how):
 def test_budgets_too_small_are_told_of(tmp_path):
     said = []
     one = Pass("embedded/task", ("inducekv/fast",), 5, 0)
-    ended = jobs.run_in_processes(tmp_path, [one], 1, Settings(limit=2), say=said.append)
-    assert ended.written == () and ended.mistake is None
-    assert ended.left_out == ended.said == tuple(said)
-    assert "left out, " in said[0]
+    written, left_out = jobs.run_in_processes(tmp_path, [one], 1, Settings(limit=2), say=said.append)
+    assert written == []
+    assert left_out == said and "left out, " in said[0]
 
 
 def test_jobs_and_ranks_are_not_mixed(tmp_path, monkeypatch):

@@ -77,9 +77,10 @@ def run(
     Run it again after an interruption: finished runs are skipped, the unfinished one goes on at the task it was at.
     """
     from inducekv.bytes import parse_bytes
-    from inducekv.continual.bench import Bench, Settings, passes
+    from inducekv.continual.bench import Bench, passes
     from inducekv.continual.jobs import run_in_processes
     from inducekv.continual.methods import METHODS
+    from inducekv.continual.passes import Settings
     from inducekv.progress import console_progress
     from inducekv.ranks import Ranks
 
@@ -96,10 +97,9 @@ def run(
                 "run methods side by side, or accelerate launch to share out each method's work"
             )
         first = not quiet
-        ended = run_in_processes(
+        written, left_out = run_in_processes(
             results, todo, jobs, settings, root=root, say=_say(first), progress=console_progress(quiet)
         )
-        written, left_out = list(ended.written), list(ended.left_out)
     else:
         ranks = Ranks.of_environment()
         first = ranks.first and not quiet

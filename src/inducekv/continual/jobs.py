@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -17,26 +17,10 @@ from pathlib import Path
 import torch
 
 from inducekv.backbone import Backbone
-from inducekv.continual.bench import Bench, Pass, Say, Settings
+from inducekv.continual.bench import Bench, Say
+from inducekv.continual.passes import Pass, Settings
 from inducekv.model import InducedModel
 from inducekv.progress import SILENT, Progress
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What passes left behind.
-
-    Attributes:
-        written: files of results, those of earlier runs included.
-        said: lines about the passes, in order.
-        left_out: those of them about passes that gave no result.
-        mistake: why a pass could not be run, as a user is told; None: all were run.
-    """
-
-    written: tuple[Path, ...] = ()
-    said: tuple[str, ...] = ()
-    left_out: tuple[str, ...] = ()
-    mistake: str | None = None
 
 
 def load_backbone(model: str, device: str = "cpu") -> Backbone:
@@ -63,7 +47,7 @@ def run_in_processes(
     root: Path | None = None,
     say: Say = lambda line: None,
     progress: Progress = SILENT,
-) -> Outcome:
+) -> tuple[list[Path], list[str]]:
     """Runs passes as `Bench` does, `jobs` of them at a time, each process with a backbone and cores of its own.
 
     The first mistake stops all; so does an interruption. What is written stays, and passes that were stopped go on at
@@ -79,46 +63,72 @@ def run_in_processes(
         say: gets the lines about a pass once it is over.
         progress: told of passes; what happens within them stays unseen.
 
+    Returns:
+        The files of all passes, and a line about each pass that gave no result.
+
     Raises:
         ValueError: as `Bench.run`, or `jobs` is less than 1.
         ChildProcessError: a process was killed, most likely for want of memory.
     """
     if jobs < 1:
         raise ValueError(f"passes run in at least one process, got jobs={jobs}")
-    context = get_context("spawn")
-    watched, held = context.Pipe(duplex=False)
-    outcomes: dict[Pass, Outcome] = {}
-    given = (folder, settings or Settings(), root, jobs, watched)
-    pool = ProcessPoolExecutor(jobs, context, _start, given)
+    settings = settings or Settings()
+    here = Bench(folder, lambda: load_backbone(settings.model), settings, root=root, say=say)
+    done = [one for one in todo if all(path.exists() for path in here.paths(one))]
     progress.start("passes", len(todo))
     try:
-        for future in as_completed([pool.submit(_run, one) for one in todo]):
-            one, outcome = future.result()
-            outcomes[one] = outcome
-            for line in outcome.said:
-                say(line)
-            if outcome.mistake is not None:
-                raise ValueError(outcome.mistake)
-            progress.advance()
+        written = [path for one in done for path in here.run(one)]  # says so, and loads nothing
+        progress.advance(len(done))
+        left_out: list[str] = []
+        left = [one for one in todo if one not in done]
+        with closing(_outcomes(left, done, jobs, (folder, settings, root))) as outcomes:
+            for outcome in outcomes:
+                for line in outcome.said:
+                    say(line)
+                if outcome.mistake is not None:
+                    raise ValueError(outcome.mistake)
+                written += outcome.written
+                left_out += outcome.left_out
+                progress.advance()
+    finally:
+        progress.stop()
+    return written, left_out
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a pass left behind; `mistake`: why it could not be run, as a user is told."""
+
+    written: list[Path]
+    said: list[str]
+    left_out: list[str]
+    mistake: str | None
+
+
+def _outcomes(
+    todo: Sequence[Pass], done: Sequence[Pass], jobs: int, bench: tuple[Path, Settings, Path | None]
+) -> Generator[_Outcome, None, None]:
+    """Of each pass as it ends. Where this is left early, the processes end at once, whatever they are at."""
+    if not todo:
+        return
+    context = get_context("spawn")
+    watched, held = context.Pipe(duplex=False)
+    jobs = min(jobs, len(todo))
+    pool = ProcessPoolExecutor(jobs, context, _start, (*bench, jobs, watched))
+    try:
+        first = pool.submit(_run, todo[0], done)  # whose process loads the backbone, which comparing takes
+        for future in as_completed([first, *(pool.submit(_run, one) for one in todo[1:])]):
+            yield future.result()
+        pool.shutdown()
     except BrokenProcessPool as error:
         raise ChildProcessError(
             "a process that ran passes was killed, most likely for want of memory; run again with fewer jobs: what is "
             "written stays, and what is unfinished goes on"
         ) from error
-    except BaseException:
-        held.close()  # ends the processes at once, whatever they are at
-        raise
     finally:
-        pool.shutdown(cancel_futures=True)
         held.close()
+        pool.shutdown(cancel_futures=True)
         watched.close()
-        progress.stop()
-    ended = [outcomes[one] for one in todo]
-    return Outcome(
-        tuple(path for outcome in ended for path in outcome.written),
-        tuple(line for outcome in ended for line in outcome.said),
-        tuple(line for outcome in ended for line in outcome.left_out),
-    )
 
 
 # -- in a process of its own
@@ -150,14 +160,17 @@ def _cores() -> int:
         return os.cpu_count() or 1
 
 
-def _run(one: Pass) -> tuple[Pass, Outcome]:
+def _run(one: Pass, done: Sequence[Pass] = ()) -> _Outcome:
+    """Runs a pass; first says what else was finished under another configuration."""
     _said.clear()
-    before = len(_bench.left_out)
+    _bench.left_out.clear()
     mistake, written = None, list[Path]()
     try:
+        for finished in done:
+            _bench.compare(finished)
         written = _bench.run(one)
     except (ValueError, TypeError, OSError) as error:
         if os.environ.get("INDUCEKV_DEBUG"):
             raise
         mistake = str(error) or type(error).__name__
-    return one, Outcome(tuple(written), tuple(_said), tuple(_bench.left_out[before:]), mistake)
+    return _Outcome(written, list(_said), list(_bench.left_out), mistake)

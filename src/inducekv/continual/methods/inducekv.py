@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from inducekv.config import FAST
 from inducekv.continual.ledger import Ledger
@@ -44,6 +44,8 @@ class InduceKV(Method):
 
     name = "inducekv"
     title = "InduceKV"
+    decided_by_learning: ClassVar[tuple[str, ...]] = ("entries",)
+
     def __init__(self, model: InducedModel, max_new_tokens: int = 32, ablation: str | None = None) -> None:
         self.model = model
         self._max_new_tokens = max_new_tokens
