@@ -1,4 +1,4 @@
-"""Several processes on one machine, each running whole passes: twice the cores, about half the time."""
+"""Several processes on one machine, each running whole passes, so that no core is idle."""
 
 from __future__ import annotations
 
