@@ -34,19 +34,20 @@ CLOCKS: dict[str, Callable[[], float]] = {"cpu": time.process_time, "wall": time
 EPOCH, STEPS = "LoRA, one epoch", "LoRA, steps of one epoch"
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--stream", default="embedded/task")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--tasks", type=int, default=None, help="only so many of the stream's tasks")
+    parser.add_argument("--limit", type=int, default=None, help="only so many examples of each task")
     parser.add_argument("--budget", default="256KiB")
     parser.add_argument("--clock", choices=CLOCKS, default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     clock = CLOCKS[options.clock]
-    experiences = stream_named(options.stream, seed=options.seed).experiences[: options.tasks]
+    experiences = stream_named(options.stream, seed=options.seed, limit=options.limit).experiences[: options.tasks]
     if len(experiences) < 2:
         parser.error("at least two tasks are needed, since the first is left out")
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 import bench_fakes
 from bench_fakes import result
-from inducekv.continual import bench
+from inducekv.continual.digests import digest_of
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
@@ -125,7 +125,7 @@ def test_a_method_looks_the_same_in_every_picture():
 def test_questions_are_shown_only_of_the_very_stream_that_was_asked(monkeypatch):
     stream = bench_fakes.small_stream(tests=10)
     monkeypatch.setattr("inducekv.continual.streams.stream_named", lambda *_, **__: stream)
-    right = [result(method, questions=bench.digest_of(stream)) for method in ("inducekv", "other")]
+    right = [result(method, questions=digest_of(stream)) for method in ("inducekv", "other")]
     shown = shown_questions(right)
     assert [item.task for item in shown] == [task for task in stream.tasks for _ in range(2)]
     assert [said.title for said in shown[0].said] == [found[0].title for found in by_last(right).values()]

@@ -12,7 +12,8 @@ import pytest
 
 import bench_fakes
 from inducekv.continual import bench
-from inducekv.continual.bench import Bench, Pass, Settings, clusters_of, grouped, passes
+from inducekv.continual.bench import Bench, Pass, Settings, grouped, passes
+from inducekv.continual.digests import clusters_of
 from inducekv.continual.graders import EXACT
 from inducekv.continual.graders.base import PerAnswer
 from inducekv.continual.methods.training import TrainingDiverged
@@ -82,6 +83,42 @@ def test_a_finished_pass_is_not_run_again(tmp_path, monkeypatch):
     assert runner(tmp_path, said).run(ONE) == paths
     assert [path.read_bytes() for path in paths] == before
     assert "done before" in said[0]
+
+
+def test_a_result_of_another_configuration_is_told_of_and_counts_as_done(tmp_path, monkeypatch):
+    described = {"entries": 7, "rank": 4, "temperature": 0.07, "layers": [1, 2]}
+    monkeypatch.setattr(bench_fakes.Parrot, "describe", lambda self: described)
+    monkeypatch.setattr(bench_fakes.Parrot, "decided_by_learning", ("entries",))
+    parrot, echo = paths = runner(tmp_path).run(ONE)
+    before = [path.read_bytes() for path in paths]
+    described = {"entries": 0, "new": 1, "temperature": 0.035, "layers": (1, 2)}
+    said, alike = [], Pass("fake", ("oracle",), 1000, 0)
+    bench = runner(tmp_path, said)
+    assert bench.run(ONE) == paths
+    assert len(said) == 1, "the model is not loaded for this alone"
+    assert bench.run(alike)
+    changed = "was made with another configuration (temperature 0.07, now 0.035); delete it to run it again"
+    assert said[1:3] == [f"{parrot} {changed}", f"{echo} {changed}"]
+    assert bench.run(ONE) == paths and len(said) == 4 + 3, "once loaded, it is told at once"
+    assert bench.run(alike) and len(said) == 4 + 3 + 1
+    assert [path.read_bytes() for path in paths] == before
+    parrot.unlink()
+    assert bench.run(ONE) == paths and json.loads(parrot.read_text())["config"]["temperature"] == 0.035
+
+
+def test_a_finished_result_whose_method_is_left_out_by_now_is_told_of(tmp_path, monkeypatch):
+    one, said = Pass("fake", ("parrot",), 1000, 0), []
+    runner(tmp_path).run(one)
+    made = bench.make_method
+
+    def picky(name, backbone, *, budget, **options):
+        return made(name, backbone, budget=5 if budget == 1000 else budget, **options)
+
+    monkeypatch.setattr(bench, "make_method", picky)
+    started = runner(tmp_path, said)
+    assert started.run(one) and started.run(Pass("fake", ("parrot",), 2000, 0))
+    assert "would be left out now, a budget of 5 bytes is too small" in said[1]
+    assert not started.left_out
 
 
 def test_results_of_other_settings_are_not_taken_for_these(tmp_path):

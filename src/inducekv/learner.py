@@ -14,14 +14,15 @@ from torch import Tensor
 from inducekv.abstention import thresholds
 from inducekv.backbone import Backbone
 from inducekv.bytes import format_bytes
-from inducekv.compression import compression_named
 from inducekv.config import InduceKVConfig
 from inducekv.entry import Entry, check_name
 from inducekv.examples import Example
+from inducekv.extraction import extract
 from inducekv.learn_report import LearnReport as LearnReport
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_config import note_config
 from inducekv.progress import SILENT, Progress
+from inducekv.ranks import ALONE, Ranks
 from inducekv.retrieval import Calibration
 from inducekv.selection import SELECTORS, Coverage, Objective, Selection, SelectionProblem, fit_to_chosen, indicator
 from inducekv.selection.likelihood import LikelihoodScorer, to_calibration, to_phi
@@ -40,6 +41,7 @@ def learn(
     config: InduceKVConfig,
     training_state: TrainingState,
     progress: Progress = SILENT,
+    ranks: Ranks = ALONE,
 ) -> LearnReport:
     """Learns a task into a memory (InduceKV; specs/inducekv.md, section 3). The backbone's parameters are only read.
 
@@ -55,6 +57,8 @@ def learn(
         config: how to learn.
         training_state: anchors of earlier tasks; the task's own are added at the end.
         progress: told about each stage.
+        ranks: this process among several that learn the same: each encodes a share of the candidates, and all end with
+            the memory that one process alone would have made.
 
     Raises:
         ValueError: no examples, one without an answer, an unreadable picture, a bad task name.
@@ -67,7 +71,8 @@ def learn(
     examples = _named(examples, task, taken, warnings)
     roles = assign_roles(examples, config.candidates, config.seed)
     with watch("extract"):
-        fresh, keys = _extract(backbone, memory, [examples[i] for i in roles.candidates], task, config, progress)
+        candidates = [examples[i] for i in roles.candidates]
+        fresh, keys = extract(backbone, memory, candidates, task, config, progress, ranks)
     new_ids = {entry.id for entry in fresh}
     old = [entry for entry in memory.entries if entry.id not in new_ids]
     pool = [*old, *fresh]
@@ -198,46 +203,6 @@ def entry_id(identifier: str, task: str, taken: set[str]) -> str:
         if identifier not in taken:
             return identifier
     return hashlib.sha256(f"{task}\0{identifier}".encode()).hexdigest()[:16]
-
-
-def _extract(
-    backbone: Backbone,
-    memory: KVMemory,
-    examples: Sequence[Example],
-    task: str,
-    config: InduceKVConfig,
-    progress: Progress,
-) -> tuple[list[Entry], list[Float[Tensor, " key_dim"]]]:
-    """Entries as they would be stored, batch by batch so that whole payloads are never held for all examples."""
-    compression = compression_named(config)
-    entries, keys = [], []
-    progress.start("encoding candidates", len(examples))
-    for start in range(0, len(examples), config.batch_size):
-        some = examples[start : start + config.batch_size]
-        encoded = backbone.encode(
-            some,
-            key_layer=config.key_layer,
-            key_pool=config.key_pool,
-            batch_size=config.batch_size,
-            scorer=compression.scorer,
-        )
-        for example, whole in zip(some, encoded, strict=True):
-            entries.append(
-                Entry.of(
-                    compression.compress(whole),
-                    id=example.identifier,
-                    task=task,
-                    payload_dtype=memory.payload_dtype,
-                    question=example.question,
-                    answer=example.answer or "",
-                    layers=memory.layout.layers,
-                    key_dtype=memory.layout.key_dtype,
-                )
-            )
-            keys.append(whole.key.detach().float().cpu())
-        progress.advance(len(some))
-    progress.stop()
-    return entries, keys
 
 
 def _fixed_nbytes(memory: KVMemory, task: str) -> int:

@@ -16,10 +16,10 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from inducekv.backbone import Backbone
-from inducekv.continual.ranks import Ranks
 from inducekv.examples import Example
 from inducekv.model import EMBEDDED, InducedModel
 from inducekv.progress import console_progress
+from inducekv.ranks import Ranks
 
 _PICTURE_MARK = re.compile(r"<image(?:\s*\d+)?>\s*")
 _SAMPLING = ("temperature", "top_p", "top_k", "num_beams")

@@ -24,6 +24,7 @@ from inducekv.memory_config import check_config, concrete, config_of
 from inducekv.memory_config import empty_memory as empty_memory
 from inducekv.memory_file import check_fingerprint
 from inducekv.progress import SILENT, Progress
+from inducekv.ranks import ALONE, Ranks
 from inducekv.scoring import Scores
 from inducekv.training_state import TrainingState
 
@@ -101,7 +102,9 @@ class InducedModel:
 
     # -- learning
 
-    def learn(self, examples: Sequence[Example], *, task: str, progress: Progress = SILENT) -> LearnReport:
+    def learn(
+        self, examples: Sequence[Example], *, task: str, progress: Progress = SILENT, ranks: Ranks = ALONE
+    ) -> LearnReport:
         """Learns a task into the memory; see `inducekv.learner.learn`.
 
         With `payload="auto"` the first task is tuned on first (`inducekv.tuning`): the memory, still empty, is replaced
@@ -122,6 +125,7 @@ class InducedModel:
             config=config,
             training_state=self.training_state,
             progress=progress,
+            ranks=ranks,
         )
         report.warnings[:0] = notes
         self.config, self.memory = config, memory

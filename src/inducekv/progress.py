@@ -54,6 +54,7 @@ class BarProgress:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # else lines meant for a file would be shown above the bar instead
         )
         self._bar.start()
         self._task = self._bar.add_task(what, total=total)

@@ -42,7 +42,7 @@ GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
     ),
     ("families", "Families", ("families", "decoder", "devices", "doctor")),
     ("compression", "Compression", ("compression",)),
-    ("learning", "Learning", ("learner", "learn_report", "selection", "tuning")),
+    ("learning", "Learning", ("learner", "extraction", "ranks", "learn_report", "selection", "tuning")),
     ("continual", "Continual learning", ("continual",)),
     ("embedded", "The embedded model", ("embedded",)),
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, helpful, out, print_json, require_extra
+
+if TYPE_CHECKING:
+    from inducekv import Backbone
 
 bench = typer.Typer(help="Compare continual-learning methods, all within the same bytes.", no_args_is_help=True)
 
@@ -62,6 +66,10 @@ def run(
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of each split of a task, at most.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
     ahead: Annotated[bool, typer.Option(help="Ask each task also before it is learned (forward transfer).")] = True,
+    jobs: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that run methods side by side, each with a model of its own."),
+    ] = 1,
     quiet: QuietOption = False,
 ) -> None:
     """Run methods over a stream and write one JSON file for each method, budget and seed.
@@ -69,30 +77,44 @@ def run(
     Run it again after an interruption: finished runs are skipped, the unfinished one goes on at the task it was at.
     """
     from inducekv.bytes import parse_bytes
-    from inducekv.continual.bench import Bench, Settings, passes
+    from inducekv.continual.bench import Bench, passes
+    from inducekv.continual.jobs import run_in_processes
     from inducekv.continual.methods import METHODS
-    from inducekv.continual.ranks import Ranks
+    from inducekv.continual.passes import Settings
     from inducekv.progress import console_progress
+    from inducekv.ranks import Ranks
 
     names = list(METHODS) if methods == "all" else _listed("--methods", methods)
     budgets = [parse_bytes(size) for size in _listed("--budget", budget)]
     todo = list(passes(stream, names, budgets, _seeds(seeds)))
     for module in sorted({METHODS[name].needs or "" for one in todo for name in one.methods} - {""}):
         require_extra(module)
-    ranks = Ranks.of_environment()
-    first = ranks.first and not quiet
-    started = Bench(
-        results,
-        lambda: _backbone(model, ranks.device),
-        Settings(model, limit, max_new_tokens, ahead),
-        root=root,
-        ranks=ranks,
-        say=(lambda line: out().print(line)) if first else (lambda line: None),
-        progress=console_progress(not first),
-    )
-    written = [path for one in todo for path in started.run(one)]
+    settings = Settings(model, limit, max_new_tokens, ahead)
+    if jobs > 1:
+        if Ranks.started() > 1:
+            raise ValueError(
+                f"--jobs {jobs} within {Ranks.started()} processes that were started together: choose one, --jobs to "
+                "run methods side by side, or accelerate launch to share out each method's work"
+            )
+        first = not quiet
+        written, left_out = run_in_processes(
+            results, todo, jobs, settings, root=root, say=_say(first), progress=console_progress(quiet)
+        )
+    else:
+        ranks = Ranks.of_environment()
+        first = ranks.first and not quiet
+        started = Bench(
+            results,
+            lambda: _backbone(model, ranks.device),
+            settings,
+            root=root,
+            ranks=ranks,
+            say=_say(first),
+            progress=console_progress(not first),
+        )
+        written, left_out = [path for one in todo for path in started.run(one)], started.left_out
     if not written:
-        why = "; ".join(started.left_out)
+        why = "; ".join(left_out)
         raise ValueError(f"there are no results: {why}; raise --budget, or choose other methods")
     if first:
         out().print(f"{len(written)} results in {results}; show them with: inducekv bench report {results}")
@@ -162,11 +184,11 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _backbone(model: str, device: str):  # type: ignore[no-untyped-def]
-    from inducekv import Backbone
-    from inducekv.cli.common import load_model
+def _say(aloud: bool) -> Callable[[str], None]:
+    return (lambda line: out().print(line)) if aloud else (lambda line: None)
 
-    backbone: Backbone = load_model(model, None).backbone
-    if device != "cpu":
-        backbone.model.to(device)
-    return backbone
+
+def _backbone(model: str, device: str) -> Backbone:
+    from inducekv.continual.jobs import load_backbone
+
+    return load_backbone(model, device)

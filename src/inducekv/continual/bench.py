@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from inducekv.backbone import Backbone
 from inducekv.continual.checkpoint import Checkpoint
-from inducekv.continual.image_key import image_key
+from inducekv.continual.digests import clusters_of, digest_of, taught_digest_of
 from inducekv.continual.methods import METHODS, make_method
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.training import TrainingDiverged
+from inducekv.continual.passes import Pass, Settings
 from inducekv.continual.provenance import forget_peak, peak_memory, versions
-from inducekv.continual.ranks import Ranks
 from inducekv.continual.results import (
     WORK,
     Result,
@@ -30,40 +28,10 @@ from inducekv.continual.results import (
 from inducekv.continual.runner import MethodResult, run
 from inducekv.continual.stream import Stream
 from inducekv.continual.streams import stream_named
-from inducekv.examples import Example
 from inducekv.progress import SILENT, Progress
+from inducekv.ranks import Ranks
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What all runs of one command share, and what a result must have been made with to count as done.
-
-    Attributes:
-        model: name or folder of the backbone, or "embedded".
-        limit: examples of each split of a task, at most; None for all.
-        max_new_tokens: longest answer.
-        ahead: ask each task also just before it is learned (forward transfer).
-    """
-
-    model: str = "embedded"
-    limit: int | None = None
-    max_new_tokens: int = 32
-    ahead: bool = True
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Methods that go through one stream together, because some read another's memory; most often one alone."""
-
-    stream: str
-    methods: tuple[str, ...]
-    budget: int
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.stream}, {' + '.join(self.methods)}, {budget_name(self.budget)}, seed {self.seed}"
 
 
 def passes(stream: str, methods: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]) -> Iterator[Pass]:
@@ -101,6 +69,9 @@ def grouped(methods: Sequence[str]) -> list[tuple[str, ...]]:
 class Bench:
     """Runs passes on one backbone and writes their results; what is written already is not run again.
 
+    A finished result counts as done also where its method is configured otherwise by now; `say` tells. To compare them
+    takes the backbone, which is not loaded only for that: where every pass is finished, nothing is compared.
+
     Args:
         folder: of results.
         load: gives the backbone, called when the first pass needs it.
@@ -128,6 +99,7 @@ class Bench:
         self._ranks, self._say, self._progress = ranks or Ranks(), say, progress
         self.left_out: list[str] = []
         self._backbone: Backbone | None = None
+        self._uncompared: list[Pass] = []
         self._stream: tuple[tuple[str, int], Stream, list[list[int]], str] | None = None
 
     def run(self, one: Pass) -> list[Path]:
@@ -141,14 +113,24 @@ class Bench:
         stream, clusters, questions = self._stream_of(one)
         if self._ranks.from_first(self._finished(one, questions)):
             self._say(f"{one}: done before")
-            return [self._path(one, name) for name in one.methods]
-        if self._backbone is None:
-            self._backbone = self._load()
+            if self._backbone is None:
+                self._uncompared.append(one)
+            else:
+                self.compare(one)
+            return self.paths(one)
+        backbone = self._loaded()
         try:
-            methods = _methods(one, self._backbone, len(stream), self._settings)
+            methods = _methods(one, backbone, len(stream), self._settings)
         except ValueError as error:
             return self._leave_out(f"{one}: left out, {error}")
-        identity = {**asdict(one), **asdict(self._settings), "questions": questions, "training": _taught(stream)}
+        for method in methods:
+            method.ranks = self._ranks
+        identity = {
+            **asdict(one),
+            **asdict(self._settings),
+            "questions": questions,
+            "training": taught_digest_of(stream),
+        }
         identity["methods"] = list(one.methods)
         identity["configs"] = json.loads(json.dumps([method.describe() for method in methods]))
         work = self._folder / WORK / safe_path(one.stream) / safe_path(one.methods[0])
@@ -193,15 +175,46 @@ class Bench:
                 f"Last {figures['last']:.1f} %, forgetting {figures['forgetting']:.1f}, "
                 f"{result.deployed_bytes[-1]:,} bytes, learned in {sum(result.learn_seconds):.1f} s"
             )
-        return [self._path(one, name) for name in one.methods]
+        return self.paths(one)
+
+    def paths(self, one: Pass) -> list[Path]:
+        """Where the results of a pass lie, written or not, in the order of its methods."""
+        return [result_path(self._folder, one.stream, name, one.budget, one.seed) for name in one.methods]
+
+    def compare(self, one: Pass) -> None:
+        """Says which results of a finished pass were made with another configuration than their methods have now.
+
+        Raises:
+            ResultError: a file is missing or damaged.
+        """
+        backbone = self._loaded()
+        if not self._ranks.first:
+            return
+        paths = self.paths(one)
+        results = [read_result(path) for path in paths]
+        try:
+            methods = _methods(one, backbone, len(results[0].tasks), self._settings)
+        except ValueError as error:
+            self._say(f"{one}: done before, but would be left out now, {error}")
+            return
+        for path, result, method in zip(paths, results, methods, strict=True):
+            changes = method.changes_since(result.config)
+            if changes:
+                self._say(
+                    f"{path} was made with another configuration ({'; '.join(changes)}); delete it to run it again"
+                )
+
+    def _loaded(self) -> Backbone:
+        if self._backbone is None:
+            self._backbone = self._load()
+            for one in self._uncompared:
+                self.compare(one)
+        return self._backbone
 
     def _leave_out(self, why: str) -> list[Path]:
         self.left_out.append(why)
         self._say(why)
         return []
-
-    def _path(self, one: Pass, method: str) -> Path:
-        return result_path(self._folder, one.stream, method, one.budget, one.seed)
 
     def _stream_of(self, one: Pass) -> tuple[Stream, list[list[int]], str]:
         if self._stream is None or self._stream[0] != (one.stream, one.seed):
@@ -210,7 +223,7 @@ class Bench:
         return self._stream[1:]
 
     def _finished(self, one: Pass, questions: str) -> bool:
-        paths = [self._path(one, name) for name in one.methods]
+        paths = self.paths(one)
         for path in paths:
             if path.exists():
                 made = read_result(path)
@@ -275,30 +288,3 @@ def _methods(one: Pass, backbone: Backbone, stream_length: int, settings: Settin
         )
         methods.append(method)
     return methods
-
-
-def digest_of(stream: Stream) -> str:
-    """16 hex digits over all test questions, in order: names, texts, and pictures where an example has no id."""
-    return _digest(example for experience in stream.experiences for example in experience.test)
-
-
-def _taught(stream: Stream) -> str:
-    return _digest(example for experience in stream.experiences for example in experience.train)
-
-
-def _digest(examples: Iterator[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        for text in (example.identifier, example.question, example.answer or ""):
-            data = text.encode()
-            digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()[:16]
-
-
-def clusters_of(stream: Stream) -> list[list[int]]:
-    """Of each test question the number of its picture, the same number wherever the same picture is asked about."""
-    numbers: dict[Any, int] = {}
-    return [
-        [numbers.setdefault(image_key(example), len(numbers)) for example in experience.test]
-        for experience in stream.experiences
-    ]

@@ -11,9 +11,9 @@ import numpy as np
 
 from inducekv.continual.methods.base import Method
 from inducekv.continual.metrics import AccuracyMatrix, average, empty_matrix, forgetting, last
-from inducekv.continual.ranks import Ranks
 from inducekv.continual.stream import Experience, Stream
 from inducekv.progress import SILENT, Labelled, Progress
+from inducekv.ranks import Ranks
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from inducekv.continual.methods.storage import State, read_state, write_state
 from inducekv.continual.stream import Experience
 from inducekv.examples import Example
 from inducekv.progress import SILENT, Progress
+from inducekv.ranks import ALONE, Ranks
 
 
 class Method(ABC):
@@ -20,10 +22,13 @@ class Method(ABC):
 
     Attributes:
         name, title: of the row in the table of methods; an ablation carries its own.
+        ranks: this process among several that run the method together, set by the bench before the first task. A method
+            may share out the work of `learn`, and must end in every process as it would in one alone.
     """
 
     name: str
     title: str
+    ranks: Ranks = ALONE
     learns: ClassVar[bool] = True
     """False when answers never change over the stream: they are then asked for once a task."""
     reference: ClassVar[bool] = False
@@ -32,6 +37,9 @@ class Method(ABC):
     """An oracle: `learn` gets experiences with their labels, and `answer` gets `task`."""
     shares: ClassVar[str | None] = None
     """Name of the method whose memory it reads (given as `partner`); that one learns first."""
+
+    decided_by_learning: ClassVar[tuple[str, ...]] = ()
+    """Keys of `describe` that are no matter of configuration."""
 
     @abstractmethod
     def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
@@ -62,6 +70,15 @@ class Method(ABC):
     def describe(self) -> dict[str, Any]:
         """How it learns, as JSON values, for the results file."""
         return {}
+
+    def changes_since(self, config: Mapping[str, Any]) -> list[str]:
+        """Where an earlier `describe`, as a file has it, is not this one: `["temperature 0.07, now 0.035"]`.
+
+        Only what both name is compared, and not what learning decides.
+        """
+        now = json.loads(json.dumps(self.describe()))
+        both = [name for name in now if name in config and name not in self.decided_by_learning]
+        return [f"{name} {config[name]}, now {now[name]}" for name in both if config[name] != now[name]]
 
     def save(self, directory: Path) -> None:
         """Writes the whole state after a task into a directory that is new or empty (the caller moves it into place).

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from inducekv.config import FAST
 from inducekv.continual.ledger import Ledger
@@ -44,6 +44,7 @@ class InduceKV(Method):
 
     name = "inducekv"
     title = "InduceKV"
+    decided_by_learning: ClassVar[tuple[str, ...]] = ("entries",)
 
     def __init__(self, model: InducedModel, max_new_tokens: int = 32, ablation: str | None = None) -> None:
         self.model = model
@@ -54,7 +55,8 @@ class InduceKV(Method):
         self.reports: list[LearnReport] = []
 
     def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
-        self.reports.append(self.model.learn(list(experience.train), task=self._label(experience), progress=progress))
+        task = self._label(experience)
+        self.reports.append(self.model.learn(list(experience.train), task=task, progress=progress, ranks=self.ranks))
         self.learned += 1
 
     def _label(self, experience: Experience) -> str:

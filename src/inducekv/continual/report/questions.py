@@ -72,7 +72,7 @@ def shown_questions(results: Sequence[Result], root: Path | None = None) -> list
 
 
 def _stream(chosen: Sequence[Result], seed: int, root: Path | None) -> Stream | None:
-    from inducekv.continual.bench import digest_of
+    from inducekv.continual.digests import digest_of
     from inducekv.continual.streams import stream_named
 
     if not chosen or len({result.questions for result in chosen}) != 1:

@@ -1,4 +1,4 @@
-"""Several processes that answer a test together (`accelerate launch`): each takes its share, all get every answer."""
+"""Several processes that work together (`accelerate launch`): each takes its share, all get the whole."""
 
 from __future__ import annotations
 
@@ -34,12 +34,17 @@ class Ranks:
         Raises:
             ModuleNotFoundError: started with several processes, and accelerate is not installed (extra `bench`).
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) <= 1:
+        if cls.started() <= 1:
             return cls()
         from accelerate import PartialState
 
         state = PartialState(cpu=not torch.cuda.is_available())
         return cls(state.process_index, state.num_processes, str(state.device))
+
+    @staticmethod
+    def started() -> int:
+        """How many processes were started together, this one among them."""
+        return int(os.environ.get("WORLD_SIZE", "1"))
 
     @property
     def first(self) -> bool:
@@ -49,16 +54,22 @@ class Ranks:
         """The JSON values of all processes, in the order of their ranks; every process gets them all."""
         if self.count == 1:
             return [value]
-        mine = torch.tensor(list(json.dumps(value).encode()), dtype=torch.uint8, device=self.device)
-        length = torch.tensor([len(mine)], device=self.device)
+        return [json.loads(data) for data in self.gather_bytes(json.dumps(value).encode())]
+
+    def gather_bytes(self, data: bytes) -> list[bytes]:
+        """The bytes of all processes, in the order of their ranks; every process gets them all."""
+        if self.count == 1:
+            return [data]
+        length = torch.tensor([len(data)], device=self.device)
         lengths = [torch.zeros_like(length) for _ in range(self.count)]
         torch.distributed.all_gather(lengths, length)
-        longest = max(int(each) for each in lengths)
-        padded = torch.zeros(longest, dtype=torch.uint8, device=self.device)
-        padded[: len(mine)] = mine
-        parts = [torch.zeros_like(padded) for _ in range(self.count)]
+        sizes = [int(each) for each in lengths]
+        padded = torch.zeros(max(1, *sizes), dtype=torch.uint8, device=self.device)
+        if data:
+            padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        parts = [torch.zeros_like(padded) for _ in sizes]
         torch.distributed.all_gather(parts, padded)
-        return [json.loads(bytes(part[: int(each)].cpu().numpy())) for part, each in zip(parts, lengths, strict=True)]
+        return [part[:size].cpu().numpy().tobytes() for part, size in zip(parts, sizes, strict=True)]
 
     def from_first(self, value: Any) -> Any:
         """The value that rank 0 gave."""
@@ -76,3 +87,7 @@ class Ranks:
         for rank, part in enumerate(parts):
             answers[rank :: self.count] = part
         return answers
+
+
+ALONE = Ranks()
+"""One process by itself."""
