@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inducekv.config import PayloadDtype
 from inducekv.encoded import Encoded
 
 if TYPE_CHECKING:
@@ -26,6 +27,11 @@ class Compression(ABC):
     @property
     def scorer(self) -> "LiveCompression | None":
         """What `Backbone.encode` must measure for `compress`; None where it needs no scores."""
+        return None
+
+    @property
+    def payload_dtype(self) -> PayloadDtype | None:
+        """The number format that the method's payloads are to be stored in; None: what the configuration says."""
         return None
 
     @abstractmethod
