@@ -89,3 +89,17 @@ def test_the_arithmetic_bound_counts_what_torch_counts(overhead: Any) -> None:
 
 def test_ratios_are_of_medians_and_spreads_of_single_repeats(overhead: Any) -> None:
     assert overhead.ratio([2.0, 9.0, 4.0], [1.0, 3.0, 4.0]) == (4 / 3, 1.0, 3.0)
+
+
+def test_payload_formats_are_compared_on_one_stream(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import payload_formats
+
+    shown = "--tasks 1 --budgets 24KiB --formats int8,int3,polar3 --json".split()
+    payload_formats.main(shown)
+    rows = {row["format"]: row for row in json.loads(capsys.readouterr().out)}
+    entries = {name: row["entries, 24KiB"] for name, row in rows.items()}
+    assert entries["int3"] == entries["polar3"] > entries["int8"] > 0, "the same bytes, and fewer than 8 bits take"
+    assert all(0 < row["Last, 24KiB"] <= 100 for row in rows.values())

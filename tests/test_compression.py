@@ -114,6 +114,9 @@ def test_impossible_token_counts_are_refused(make):
         ("int4", 0.075),
         ("int3", 0.3),
         ("int2", 0.55),
+        ("levels4", 0.12),
+        ("polar4", 0.16),
+        ("polar3", 0.33),
     ],
 )
 def test_storage_error_is_within_the_format_relative_to_the_largest_number_of_the_head(dtype, error):
@@ -124,7 +127,7 @@ def test_storage_error_is_within_the_format_relative_to_the_largest_number_of_th
     stored = quantise(tensor, dtype)
     back = dequantise(*stored, dtype, 16)
     assert back.dtype == torch.float32
-    assert (stored.scales is not None) == dtype.startswith("int")
+    assert (stored.scales is not None) == ("float" not in dtype)
     assert bool(((back - tensor).abs() <= error * tensor.abs().amax(-1, keepdim=True)).all())
 
 
@@ -136,7 +139,7 @@ def test_int8_takes_a_quarter_of_float32_and_zeros_stay_zeros():
     assert dequantise(*quantise(torch.zeros(2, 8), "int4"), "int4", 8).eq(0).all()
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [("int4", 4), ("int3", 3), ("int2", 2)])
+@pytest.mark.parametrize(("dtype", "bits"), [("int4", 4), ("int3", 3), ("int2", 2), ("levels4", 4)])
 @pytest.mark.parametrize("head_dim", [1, 3, 8, 9])
 def test_codes_lie_packed_and_come_back(dtype, bits, head_dim):
     codes = torch.randint(0, 2**bits, (5, 2, head_dim), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
@@ -149,12 +152,12 @@ def test_codes_lie_packed_and_come_back(dtype, bits, head_dim):
     assert torch.allclose(dequantise(*quantise(once, dtype), dtype, head_dim), once, rtol=2e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("dtype", "best"), [("int2", 0.1175), ("int3", 0.03454)])
+@pytest.mark.parametrize(("dtype", "best"), [("int2", 0.1175), ("int3", 0.03454), ("levels4", 0.009497)])
 def test_levels_of_a_normal_head_are_near_the_best_that_so_many_can_do(dtype, best):
     """Max (1960), of the variance, for many numbers; a scale of one's own, fitted, gains a little in few."""
     tensor = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
     error = (dequantise(*quantise(tensor, dtype), dtype, 64) - tensor).square().mean(-1)
-    assert 0.75 * best < float(error.mean()) < best
+    assert 0.7 * best < float(error.mean()) < best
     tensor[:, 5] = 30.0
     shares = (dequantise(*quantise(tensor, dtype), dtype, 64) - tensor).square().sum(-1) / tensor.square().sum(-1)
     assert float(shares.mean()) < best + 0.01, "a large channel is spread before levels are chosen"
@@ -166,6 +169,28 @@ def test_three_bits_are_written_as_the_format_says():
     stored = quantise(torch.tensor([levels]) @ rotation, "int3")
     assert stored.scales.tolist() == [1.0] and unpack(stored.values, 3, 8).tolist() == [list(range(8))]
     assert torch.allclose(dequantise(*stored, "int3", 8) @ rotation, torch.tensor([levels]), atol=1e-5)
+
+
+def test_four_bits_of_levels_are_written_as_the_format_says():
+    upper = [0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6180, 2.0690, 2.7326]
+    levels = [*(-x for x in reversed(upper)), *upper]
+    pair = torch.tensor([[1, 1], [1, -1]]) / 2**0.5
+    rotation = torch.kron(torch.kron(HADAMARD, pair), pair)
+    stored = quantise(torch.tensor([levels]) @ rotation, "levels4")
+    assert stored.scales.tolist() == [1.0] and stored.values.tolist() == [list(bytes.fromhex("1032547698badcfe"))]
+    assert torch.allclose(dequantise(*stored, "levels4", 16) @ rotation, torch.tensor([levels]), atol=1e-5)
+
+
+@pytest.mark.parametrize("head_dim", [16, 64, 256])
+def test_four_bits_of_levels_lose_less_than_even_steps_in_the_same_bytes(head_dim):
+    """On normal heads, and on heads with a channel that stands out, as keys have them."""
+    plain = torch.randn(400, head_dim, generator=torch.Generator().manual_seed(0))
+    outlying = plain * torch.where(torch.arange(head_dim) == 3, 20.0, 1.0)
+    for tensor in (plain, outlying):
+        stored = {dtype: quantise(tensor, dtype) for dtype in ("int4", "levels4")}
+        assert stored["int4"].values.shape == stored["levels4"].values.shape
+        even, levels = ((dequantise(*stored[d], d, head_dim) - tensor).square().sum() for d in stored)
+        assert float(levels) < 0.7 * float(even)
 
 
 def test_two_bits_are_written_as_the_format_says():
@@ -183,6 +208,11 @@ HADAMARD = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -
 def test_numbers_that_cannot_be_stored_are_refused():
     with pytest.raises(ValueError, match="too large for float16"):
         quantise(torch.tensor([[1e6]]), "float16")
+    for dtype in ("int8", "int4", "int3", "int2", "levels4", "polar4", "polar3"):
+        with pytest.raises(ValueError, match=f"too large for {dtype}"):
+            quantise(torch.full((1, 2), 1e8), dtype)
+        with pytest.raises(ValueError, match="need their scales"):
+            dequantise(quantise(torch.ones(1, 2), dtype).values, None, dtype, 2)
     with pytest.raises(ValueError, match="not finite"):
         quantise(torch.tensor([[float("nan")]]), "int8")
     with pytest.raises(ValueError, match="one of"):

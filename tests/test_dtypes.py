@@ -93,5 +93,8 @@ def test_payloads_and_models_may_differ_in_dtype(payload_dtype: PayloadDtype, dt
         "int4": 0.15,
         "int3": 0.4,
         "int2": 0.8,
+        "levels4": 0.15,
+        "polar4": 0.2,
+        "polar3": 0.4,
     }
     assert error(first[1], first[0], without) < max(TOLERANCE[dtype], stored_coarsely[payload_dtype])

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from inducekv import memory_file
 from inducekv.compression.bits import unpack
-from inducekv.compression.storage import dequantise, quantise
+from inducekv.compression.storage import BITS, dequantise, quantise
 from inducekv.config import InduceKVConfig, PayloadDtype
 from inducekv.encoded import Encoded
 from inducekv.entry import TEXT_LIMIT, Entry, Layout, Payload
@@ -23,7 +24,7 @@ from inducekv.retrieval import Calibration
 
 LAYOUT = Layout((0, 1, 2), kv_heads=2, head_dim=4, key_dim=8)
 FINGERPRINT = {"architecture": "Tiny", "layers": 3, "key_layer": 3, "key_pool": "last"}
-DTYPES = ["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"]
+DTYPES = get_args(PayloadDtype)
 
 
 def entry(seed: int, tokens: int = 2, task: str = "birds", dtype: str = "int8", answer: str = "zorb") -> Entry:
@@ -208,6 +209,16 @@ def test_names_and_texts_are_limited() -> None:
     assert huge.question == "" and len(huge.answer.encode()) <= TEXT_LIMIT
 
 
+@pytest.mark.parametrize("dtype", ["polar4", "polar3"])
+def test_heads_that_cannot_be_halved_are_refused_by_polar_formats(tmp_path: Path, dtype: str) -> None:
+    with pytest.raises(ValueError, match=r"power of two; this model's is 12: use payload_dtype='int3'"):
+        KVMemory("64KiB", Layout((0,), 2, 12, 8), dtype, FINGERPRINT)
+    filled().save_pretrained(tmp_path)
+    reindexed(tmp_path, payload_dtype=dtype, layout={**GOOD_LAYOUT, "head_dim": 12})
+    with pytest.raises(MemoryFileError, match=r"not consistent.*power of two"):
+        KVMemory.from_pretrained(tmp_path)
+
+
 def test_forgetting_unknown_things_helps() -> None:
     held = filled()
     with pytest.raises(ValueError, match=r"no task 'fish'.*'birds', 'ships ü'"):
@@ -242,7 +253,7 @@ def test_payloads_come_back_padded_and_dequantised(dtype: str) -> None:
         if dtype == "int4":
             codes = unpack(stored.values, 4, 4).float() - 7
         values = codes * (1 if stored.value_scales is None else stored.value_scales.float()[..., None])
-        if dtype in ("int3", "int2"):  # test_compression says what its codes are
+        if dtype in BITS and not dtype.startswith(("int8", "int4")):  # test_compression says what its codes are
             values = dequantise(stored.values, stored.value_scales, dtype, 4)
         assert torch.equal(got.values[place, :, :, :tokens], values.permute(1, 2, 0, 3))
         assert got.spans[place] == held.entries[index].span
@@ -429,6 +440,7 @@ def reindexed(directory: Path, **changes: object) -> None:
         ({"nbytes": 3}, "size do not match"),
         ({"payload_dtype": "float64"}, "payload_dtype must be"),
         ({"payload_dtype": "float16"}, "not consistent"),
+        ({"payload_dtype": "polar3"}, "payload_keys of 6 entries.*must be torch.uint8"),
         ({"payload_dtype": ["int8"]}, "not consistent"),
         ({"layout": {"layers": [0], "kv_heads": 2, "head_dim": 4, "key_dim": 8}}, "calibration"),
         ({"layout": {"layers": [0, 1, 2], "kv_heads": 10**9, "head_dim": 4, "key_dim": 8}}, "not consistent"),

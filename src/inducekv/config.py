@@ -11,7 +11,7 @@ from inducekv.bytes import parse_bytes
 if TYPE_CHECKING:
     from inducekv.compression import Compression
 
-PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2"]
+PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2", "levels4", "polar4", "polar3"]
 KeyDtype = Literal["float16", "int8", "int4"]
 KeyPool = Literal["last_and_text", "last", "mean"]
 DEFAULT_KEY_POOL: KeyPool = "last_and_text"
@@ -38,8 +38,8 @@ class InduceKVConfig:
             `"shift_kv"`; or `"auto"`: this and the next four are found on the first task's examples.
         payload_tokens: `mean_pool`: tokens an entry is pooled to (at least 1); `keep_answer`: tokens the part that is
             not the answer is pooled to (0 drops it); `shift_kv`: tokens that stay (at least 1); ignored by `none`.
-        payload_dtype: number format of stored keys and values; integers have a float16 scale a token,
-            layer and head.
+        payload_dtype: number format of stored keys and values; all but floats have a float16 scale a token,
+            layer and head. A `payload` with a format of its own (`Compression.payload_dtype`) rules over it.
         key_dtype: number format of stored retrieval keys; integers are codes of the rotated key and need no scale.
         payload_layers: the model's layers that payloads are stored of and that read them, ascending; `None`: all, or
             with in-flight retrieval all from `key_layer` up.
@@ -125,6 +125,8 @@ class InduceKVConfig:
         if isinstance(self.payload, str) and self.payload not in PAYLOADS:
             names = ", ".join(map(repr, PAYLOADS))
             raise ValueError(f"payload must be {names} or a Compression; got {self.payload!r}")
+        if (own := getattr(self.payload, "payload_dtype", None)) is not None:
+            object.__setattr__(self, "payload_dtype", own)
         if self.payload_layers is not None:
             object.__setattr__(self, "payload_layers", _layers(self.payload_layers))
         for name, least in (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from inducekv import memory_file
 from inducekv.bytes import format_bytes, parse_bytes
-from inducekv.compression.storage import STORAGE_DTYPES
+from inducekv.compression.storage import check_format
 from inducekv.config import PayloadDtype
 from inducekv.entries import Entries
 from inducekv.entry import Entry, Layout, check_entry
@@ -51,8 +51,7 @@ class KVMemory:
     def __init__(
         self, budget: int | str, layout: Layout, payload_dtype: PayloadDtype | str, fingerprint: dict[str, Any]
     ) -> None:
-        if payload_dtype not in STORAGE_DTYPES:
-            raise ValueError(f"payload_dtype must be one of {', '.join(STORAGE_DTYPES)}; got {payload_dtype!r}")
+        check_format(payload_dtype, layout.head_dim)
         self.budget = parse_bytes(budget)
         self.layout = layout
         self.payload_dtype = payload_dtype

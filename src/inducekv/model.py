@@ -292,7 +292,7 @@ class InducedModel:
         check_fingerprint(memory.fingerprint, self.backbone)
         config = config_of(memory) if "reading" in memory.metadata else self.config
         formats = {"payload_dtype": memory.payload_dtype, "key_dtype": memory.layout.key_dtype}
-        check_config(self.backbone, memory, self.config.replace(**formats))
+        check_config(self.backbone, memory, self.config.replace(payload="none", **formats))  # it is only read
         return Reading(memory, config.replace(key_layer=self.config.key_layer))
 
     # -- files

@@ -60,7 +60,11 @@ def learn(
         int | None, typer.Option(help="Tokens that pooling leaves of an entry.", rich_help_panel=_CONFIG_PANEL)
     ] = None,
     payload_dtype: Annotated[
-        str | None, typer.Option(help="float16, bfloat16, int8, int4, int3 or int2.", rich_help_panel=_CONFIG_PANEL)
+        str | None,
+        typer.Option(
+            help="float32, float16, bfloat16, int8, int4, int3, int2, levels4, polar4 or polar3.",
+            rich_help_panel=_CONFIG_PANEL,
+        ),
     ] = None,
     candidates: Annotated[
         int | None, typer.Option(help="Most new examples to consider.", rich_help_panel=_CONFIG_PANEL)

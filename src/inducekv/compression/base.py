@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from inducekv.config import PayloadDtype
 from inducekv.encoded import Encoded
 
 if TYPE_CHECKING:
@@ -32,6 +33,11 @@ class Compression(ABC):
     def layer_lengths(self) -> bool:
         """Whether payloads hold different numbers of tokens in different layers."""
         return False
+
+    @property
+    def payload_dtype(self) -> PayloadDtype | None:
+        """The number format that the method's payloads are to be stored in; None: what the configuration says."""
+        return None
 
     @abstractmethod
     def compress(self, encoded: Encoded) -> Encoded:

@@ -1,4 +1,4 @@
-"""Two or three bits a number for rotated heads: the levels that suit a bell curve best, times one scale."""
+"""Two to four bits a number for rotated heads: the levels that suit a bell curve best, times one scale."""
 
 from itertools import pairwise
 from typing import NamedTuple
@@ -9,7 +9,11 @@ from torch import Tensor
 
 from inducekv.compression.hadamard import hadamard
 
-UPPER = {2: (0.4528, 1.5104), 3: (0.2451, 0.7560, 1.3439, 2.1520)}
+UPPER = {
+    2: (0.4528, 1.5104),
+    3: (0.2451, 0.7560, 1.3439, 2.1520),
+    4: (0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6180, 2.0690, 2.7326),
+}
 LEVELS = {bits: (*(-x for x in reversed(upper)), *upper) for bits, upper in UPPER.items()}
 """By bits: least mean squared error for a standard normal (Max, Quantizing for minimum distortion, 1960, table I)."""
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
