@@ -1,6 +1,6 @@
 """What does a number format of the payloads cost in accuracy, and what do the bytes it saves buy?
 
-    python benchmarks/payload_formats.py [--stream embedded/vqa] [--seed 7] [--budgets 256KiB,4MiB] [--formats int4,int3]
+    python benchmarks/payload_formats.py [--stream embedded/vqa] [--seed 7] [--budgets 256KiB,4MiB] [--formats int4]
 
 A stream learned by herding without calibration, in every format under every budget; examples are encoded once. Prints
 Last (mean accuracy over all tests after the last task) in percent and how many entries were held. Where a budget holds

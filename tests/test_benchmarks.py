@@ -97,7 +97,7 @@ def test_payload_formats_are_compared_on_one_stream(
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import payload_formats
 
-    shown = "--tasks 1 --budgets 24KiB --formats int8,int3,polar3 --json".split()
+    shown = ["--tasks", "1", "--budgets", "24KiB", "--formats", "int8,int3,polar3", "--json"]
     payload_formats.main(shown)
     rows = {row["format"]: row for row in json.loads(capsys.readouterr().out)}
     entries = {name: row["entries, 24KiB"] for name, row in rows.items()}
