@@ -18,6 +18,7 @@ from inducekv.compression import (
 )
 from inducekv.compression.bits import pack, unpack
 from inducekv.compression.storage import stored_width
+from inducekv.compression.trellis import LEVELS
 from inducekv.config import InduceKVConfig
 from inducekv.encoded import ANSWER, IMAGE, TEXT, Encoded
 
@@ -148,13 +149,14 @@ def test_codes_lie_packed_and_come_back(dtype, bits, head_dim):
     assert torch.equal(unpack(packed, bits, head_dim), codes)
     first = sum(int(code) << (bits * i) for i, code in enumerate(codes[0, 0, : 8 // bits]))
     assert int(packed[0, 0, 0]) == first, "the first code lies in the lowest bits"
-    once = dequantise(*quantise(torch.randn(4, head_dim), dtype), dtype, head_dim)
-    assert torch.allclose(dequantise(*quantise(once, dtype), dtype, head_dim), once, rtol=2e-3, atol=1e-3)
+    if dtype != "int2":  # a path in a trellis that has no error need not be found again
+        once = dequantise(*quantise(torch.randn(4, head_dim), dtype), dtype, head_dim)
+        assert torch.allclose(dequantise(*quantise(once, dtype), dtype, head_dim), once, rtol=2e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("dtype", "best"), [("int2", 0.1175), ("int3", 0.03454), ("levels4", 0.009497)])
+@pytest.mark.parametrize(("dtype", "best"), [("int2", 0.084), ("int3", 0.03454), ("levels4", 0.009497)])
 def test_levels_of_a_normal_head_are_near_the_best_that_so_many_can_do(dtype, best):
-    """Max (1960), of the variance, for many numbers; a scale of one's own, fitted, gains a little in few."""
+    """Max (1960), of the variance, for many numbers (2 bits: of `trellis`); a fitted scale gains a little in few."""
     tensor = torch.randn(400, 64, generator=torch.Generator().manual_seed(0))
     error = (dequantise(*quantise(tensor, dtype), dtype, 64) - tensor).square().mean(-1)
     assert 0.7 * best < float(error.mean()) < best
@@ -194,11 +196,12 @@ def test_four_bits_of_levels_lose_less_than_even_steps_in_the_same_bytes(head_di
 
 
 def test_two_bits_are_written_as_the_format_says():
-    """Lowest level 0, lowest bits first, in the frame of the rotation."""
-    stored = quantise(torch.tensor([[-1.5104, -0.4528, 0.4528, 1.5104]]) @ HADAMARD, "int2")
-    assert stored.values.tolist() == [[0b11_10_01_00]] and stored.scales.tolist() == [1.0]
+    """The first code in the lowest bits, levels looked up by it and the two before, in the frame of the rotation."""
     back = dequantise(torch.tensor([[0b00_01_10_11]], dtype=torch.uint8), torch.tensor([2.0]).half(), "int2", 4)
-    assert torch.allclose(back @ HADAMARD, torch.tensor([[3.0208, 0.9056, -0.9056, -3.0208]]), atol=1e-6)
+    levels = [LEVELS[0b01_00_11], LEVELS[0b00_11_10], LEVELS[0b11_10_01], LEVELS[0b10_01_00]]
+    assert torch.allclose(back @ HADAMARD, 2 * torch.tensor([levels]), atol=1e-6)
+    stored = quantise(back, "int2")
+    assert stored.values.shape == (1, 1) and stored.scales.shape == (1,)
     assert dequantise(*quantise(torch.zeros(2, 8), "int2"), "int2", 8).eq(0).all()
 
 

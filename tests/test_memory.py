@@ -431,6 +431,7 @@ def reindexed(directory: Path, **changes: object) -> None:
         ({"version": True}, "format version True"),
         ({"version": [1]}, "format version"),
         ({"version": 1, "payload_dtype": "int2"}, "2-bit payloads of format version 1.*learn the memory again"),
+        ({"version": 2, "payload_dtype": "int2"}, "2-bit payloads of format version 2.*learn the memory again"),
         ({"format": "pickle"}, "not the index of an inducekv memory"),
         ({"entries": 10**12}, "table of entries"),
         ({"entries": -1}, "table of entries"),

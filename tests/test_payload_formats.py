@@ -85,7 +85,7 @@ def test_methods_with_a_format_save_the_bytes_they_promise(
     assert loaded.payload_dtype == dtype and loaded.nbytes == model.memory.nbytes
     for before, after in zip(model.memory.entries, loaded.entries, strict=True):
         for a, b in zip(before.payload.load(), after.payload.load(), strict=True):
-            assert torch.equal(a, b)
+            assert (a is None and b is None) or torch.equal(a, b)
     asked = [tiny.example(5, answer=False)]
     answers = model.answer_all(asked, max_new_tokens=2)
     assert answers[0].sources

@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     from inducekv.backbone import Backbone
     from inducekv.memory import KVMemory
 
-FORMAT, VERSION, WITH_LAYER_LENGTHS = "inducekv-memory", 2, 3
-"""What is written: version 3 where layers hold different numbers of tokens, which version 2 cannot say, else 2."""
+FORMAT, VERSION, NEWEST = "inducekv-memory", 2, 3
+"""What is written: version 3 for what version 2 cannot say (`_version`), else 2."""
 READ = (1, 2, 3)
-"""Versions that are read. Version 1 wrote 2-bit payloads in other levels, and all retrieval keys in float16."""
+"""Versions that are read. 1 and 2 wrote 2-bit payloads in other levels, and 1 wrote all retrieval keys in float16."""
 INDEX = "memory.json"
 LOCK = ".memory.lock"
 NAME = re.compile(r"memory-[0-9a-f]{32}\.safetensors")
@@ -93,7 +93,7 @@ def save(memory: "KVMemory", directory: Path) -> None:
     header, order = header_of(blocks_of(layout, memory.payload_dtype, len(memory), table.tokens, table.text))
     index = {
         "format": FORMAT,
-        "version": WITH_LAYER_LENGTHS if layout.layer_lengths else VERSION,
+        "version": _version(memory),
         "budget": memory.budget,
         "nbytes": memory.nbytes,
         "entries": len(memory),
@@ -130,6 +130,11 @@ def save(memory: "KVMemory", directory: Path) -> None:
             file = TensorFile(path)  # the file read so far lives, without a name, for as long as it is open
             file.read_header()
             memory._moved(Entries.stored(StoredEntries(file, layout, memory.payload_dtype, table)))
+
+
+def _version(memory: "KVMemory") -> int:
+    """3 where layers hold different numbers of tokens, and for 2-bit payloads, whose codes were plain levels before."""
+    return NEWEST if memory.layout.layer_lengths or memory.payload_dtype == "int2" else VERSION
 
 
 def _parts(memory: "KVMemory", header: bytes, order: list[str]) -> Iterator[bytes | memoryview]:
@@ -200,9 +205,10 @@ def _read_index(directory: Path) -> dict[str, Any]:
         )
     if index.get("index_sha256") != _index_digest(index):
         raise MemoryFileError(f"{path} was edited or damaged: its checksum does not match")
-    if index["version"] == 1 and index.get("payload_dtype") == "int2":
+    if index["version"] < NEWEST and index.get("payload_dtype") == "int2":
         raise MemoryFileError(
-            f"{path} holds 2-bit payloads of format version 1, whose levels are no longer read; learn the memory again"
+            f"{path} holds 2-bit payloads of format version {index['version']}, whose levels are no longer read; learn "
+            "the memory again"
         )
     return index
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from inducekv.compression.hadamard import hadamard
+from inducekv.compression.trellis import decode_trellis, encode_trellis
 
 UPPER = {
     2: (0.4528, 1.5104),
@@ -25,7 +26,7 @@ class Levels(NamedTuple):
     """Numbers of heads as levels.
 
     Attributes:
-        codes: `[..., head_dim]` uint8: places in `LEVELS[bits]`.
+        codes: `[..., head_dim]` uint8: places in `LEVELS[bits]`; for 2 bits, of a trellis (`trellis`).
         scales: `[...]` float16: what a level of 1 is worth.
     """
 
@@ -36,9 +37,12 @@ class Levels(NamedTuple):
 def encode_levels(x: Float[Tensor, "*tokens head_dim"], bits: int) -> Levels:
     """Levels of each token and head by itself, after a Walsh-Hadamard rotation, which makes its numbers bell-shaped.
 
-    CHOICE: of several scales, each fitted to its own codes by least squares, the one with the smallest error.
+    CHOICE: of several scales, each fitted to its own codes by least squares, the one with the smallest error. Four
+    levels are too few for that: 2 bits are codes of a trellis, in the same bytes.
     """
     rotated = hadamard(x.float())
+    if bits == 2:
+        return _in_a_trellis(rotated)
     outer = rotated.abs().amax(-1) / LEVELS[bits][-1]
     best = Levels(torch.zeros_like(rotated, dtype=torch.uint8), outer)
     least = torch.full_like(outer, torch.inf)
@@ -57,7 +61,18 @@ def encode_levels(x: Float[Tensor, "*tokens head_dim"], bits: int) -> Levels:
 
 def decode_levels(levels: Levels, bits: int) -> Float[Tensor, "*tokens head_dim"]:
     """The inverse of `encode_levels`, up to the levels' precision; float32."""
-    return hadamard(_levels(levels.codes, bits) * levels.scales.float()[..., None])
+    numbers = decode_trellis(levels.codes) if bits == 2 else _levels(levels.codes, bits)
+    return hadamard(numbers * levels.scales.float()[..., None])
+
+
+def _in_a_trellis(rotated: Float[Tensor, "*tokens head_dim"]) -> Levels:
+    """Encoded twice: scaled by the head's own deviation, then by what the first codes show to be the best scale."""
+    scales = rotated.square().mean(-1).sqrt()
+    for _ in range(2):
+        codes = encode_trellis(rotated / scales[..., None].clamp_min(SMALLEST))
+        levels = decode_trellis(codes)
+        scales = ((rotated * levels).sum(-1) / levels.square().sum(-1)).clamp_min(0)
+    return Levels(codes, scales.to(torch.float16))
 
 
 def _nearest(
