@@ -88,21 +88,21 @@ def _ring(x: Float[Tensor, "heads head_dim"]) -> Int[Tensor, "heads head_dim"]:
 def _path(x: Float[Tensor, "heads head_dim"], ends: Int[Tensor, " heads"] | None) -> Int[Tensor, "heads head_dim"]:
     """The states of the nearest path (Viterbi), `ends` before its first and at its last number; None: any."""
     levels = torch.tensor(LEVELS, device=x.device)
-    states = torch.arange(STATES, device=x.device)
-    before = states[:, None] // 2**BITS + torch.arange(2**BITS, device=x.device) * (STATES // 2**BITS)
+    kept = STATES // 2**BITS  # states without their oldest code: all that the next code is added to
     cost = x.new_zeros(len(x), STATES)
     if ends is not None:
         cost = torch.full_like(cost, torch.inf).scatter(1, ends[:, None], 0.0)
     came_from = []
     for number in x.unbind(-1):
-        least, choice = cost[:, before].min(-1)
-        came_from.append(choice.to(torch.uint8))
-        cost = least + (number[:, None] - levels).square()
+        least, oldest = cost.view(-1, 2**BITS, kept).min(1)
+        came_from.append(oldest)
+        cost = least.repeat_interleave(2**BITS, -1) + (number[:, None] - levels).square()
     state = cost.argmin(-1) if ends is None else ends
     path = []
-    for choice in reversed(came_from):
+    for oldest in reversed(came_from):
         path.append(state)
-        state = before[state].gather(1, choice.gather(1, state[:, None]).long())[:, 0]
+        older = state // 2**BITS
+        state = older + kept * oldest.gather(1, older[:, None])[:, 0]
     return torch.stack(path[::-1], -1)
 
 
