@@ -25,6 +25,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     DEFAULT: {},
     "keep-answer, fp16, log": {"payload_dtype": "float16"},
     "keep-answer, int8, log": {"payload_dtype": "int8"},
+    "keep-answer, int3, log": {"payload_dtype": "int3"},
     "keep-answer, int2, log": {"payload_dtype": "int2"},
     "keep-answer + 1 pooled, int4, log": {"payload_tokens": 1},
     "keep-answer + 4 pooled, int4, log": {"payload_tokens": 4},
