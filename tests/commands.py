@@ -1,6 +1,7 @@
 """What the tests of the command line share."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -27,9 +28,13 @@ def run_json(*arguments: object) -> Any:
 
 
 def start(*arguments: object) -> subprocess.Popen[str]:
-    """The command in a process of its own."""
+    """The command in a process of its own, which Ctrl-C reaches even where the tests run in the background."""
     command = [sys.executable, "-m", "inducekv.cli", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # what is ignored here would be ignored there too
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def refused(result: Result, *said: str) -> None:

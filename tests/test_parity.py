@@ -22,7 +22,7 @@ WEIGHTINGS = ["sqrt", "sqrt_max", "log", "none"]
 
 def inputs_of(backbone: Backbone, examples: Sequence[Example], with_answer: bool = False) -> dict[str, Tensor]:
     """Examples as one padded batch, in the order given."""
-    ends = backbone._end_tokens()
+    ends = backbone.end_tokens
     rendered = [render(backbone.processor, e, with_answer, ends) for e in examples]
     return pad(rendered, tiny.PAD, backbone.device, backbone.dtype, backbone.family.images_per_row)
 

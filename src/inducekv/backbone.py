@@ -1,7 +1,6 @@
 """A frozen Hugging Face vision-language model with its processor: encode, score answers, generate."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,14 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    PreTrainedConfig,
-)
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.config import DEFAULT_KEY_POOL, KeyPool
@@ -25,19 +16,19 @@ from inducekv.devices import device_of
 from inducekv.encoded import Encoded
 from inducekv.encoding import encode_batch
 from inducekv.examples import Example
-from inducekv.families import FAMILIES, family_of, refusals, unknown_family
+from inducekv.families import family_of
 from inducekv.fingerprint import embedding_hash, fingerprint_of
 from inducekv.injection import Injection
+from inducekv.loading import loaded
+from inducekv.preparing import prepare_examples
 from inducekv.progress import SILENT, Progress
-from inducekv.rendering import Batch, Prepared, Rendered, pad, render
+from inducekv.rendering import Batch, Prepared
 from inducekv.retrieval_key import key_dim, retrieval_key
 from inducekv.scoring import Scores, answer_nll
 
 if TYPE_CHECKING:
     from inducekv.compression import LiveCompression
 
-WHERE_TO_LOAD = ("revision", "subfolder", "cache_dir", "token", "local_files_only", "force_download")
-"""Options of `from_pretrained` that say which files, for the configuration and the processor too."""
 RowsInjection = Injection | Callable[[Tensor], Injection | Provider | InFlight | None] | None
 """Memory for a whole list of examples, or a function that gives it for some of the rows (indices `[batch]`)."""
 
@@ -80,24 +71,7 @@ class Backbone:
             ValueError: the family is not supported, or `trust_remote_code` is among the options.
             OSError: no such model.
         """
-        if options.pop("trust_remote_code", False):
-            raise ValueError(
-                f"{name_or_path}: trust_remote_code=True is refused, because memory can only join attention that goes "
-                "through the attention interface of transformers; leave it out to use transformers' own class"
-            )
-        place = {name: options[name] for name in WHERE_TO_LOAD if name in options}
-        fields, _ = PreTrainedConfig.get_config_dict(name_or_path, **place)
-        kind = fields.get("model_type")
-        if kind not in CONFIG_MAPPING:
-            raise ValueError(f"{name_or_path}: {unknown_family(kind, 'auto_map' in fields)}")
-        place["trust_remote_code"] = False  # or a question on the terminal would wait for an answer
-        config = AutoConfig.from_pretrained(name_or_path, **place)
-        if reasons := refusals(config):
-            raise ValueError(f"{name_or_path}: {'; '.join(reasons)}")
-        plain = FAMILIES[kind].image_token is None
-        auto = AutoModelForCausalLM if plain else AutoModelForImageTextToText
-        model = auto.from_pretrained(name_or_path, **options, trust_remote_code=False)
-        return cls(model, AutoProcessor.from_pretrained(name_or_path, **place))
+        return cls(*loaded(name_or_path, options))
 
     @property
     def device(self) -> torch.device:
@@ -134,22 +108,9 @@ class Backbone:
             ValueError: no examples, a missing answer, an unreadable picture, `embed` for a model whose decoder reads
                 its input some other way.
         """
-        if not examples:
-            raise ValueError("no examples given; at least one is needed")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        ends, rendered = self._end_tokens(), []
-        progress.start("reading examples", len(examples))
-        for example, before in zip(examples, shown or [()] * len(examples), strict=True):
-            rendered.append(render(self.processor, example, with_answer, ends, before))
-            progress.advance()
-        progress.stop()
-        order = sorted(range(len(rendered)), key=lambda i: rendered[i].tokens)
-        batches = []
-        for start in range(0, len(order), batch_size):
-            batch = self._batch(order[start : start + batch_size], rendered)
-            batches.append(replace(batch, text_inputs=self.decoder_inputs(batch.inputs)) if embed else batch)
-        return Prepared(tuple(batches), len(rendered), max(r.answer_length for r in rendered))
+        return prepare_examples(
+            self, examples, with_answer, embed=embed, shown=shown, batch_size=batch_size, progress=progress
+        )
 
     def _prepared(self, examples: Sequence[Example] | Prepared, with_answer: bool, batch_size: int) -> Prepared:
         prepared = (
@@ -159,15 +120,6 @@ class Backbone:
             raise ValueError(f"these examples were prepared the other way; use prepare(examples, {with_answer})")
         return prepared
 
-    def _batch(self, rows: list[int], rendered: list[Rendered]) -> Batch:
-        chosen = [rendered[i] for i in rows]
-        inputs = pad(chosen, self._pad_token(), self.device, self.dtype, self.family.images_per_row)
-        lengths = torch.tensor([r.answer_length for r in chosen], device=self.device)
-        batch = Batch(torch.tensor(rows), inputs, lengths)
-        if self.family.token_types == "prefix":
-            batch.inputs["token_type_ids"] = batch.answer_mask.long()
-        return batch
-
     @cached_property
     def special_tokens(self) -> Tensor:
         """Ids of the tokens that are no words: the tokenizer's special ones and the image's. `[n]` int64."""
@@ -175,11 +127,15 @@ class Backbone:
         special = {int(i) for i in getattr(tokenizer, "all_special_ids", ())}
         return torch.tensor(sorted(special | ({self.image_token} - {None})), dtype=torch.long)
 
-    def _pad_token(self) -> int:
+    @property
+    def pad_token(self) -> int:
+        """Id that rows are filled up with."""
         pad_token = self.processor.tokenizer.pad_token_id
-        return int(pad_token if pad_token is not None else min(self._end_tokens(), default=0))
+        return int(pad_token if pad_token is not None else min(self.end_tokens, default=0))
 
-    def _end_tokens(self) -> frozenset[int]:
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end an answer."""
         ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         ends = ends if isinstance(ends, list | tuple) else [ends]
         return frozenset(int(e) for e in (*ends, self.processor.tokenizer.eos_token_id) if e is not None)
@@ -340,7 +296,7 @@ class Backbone:
         if generate_options.get("num_return_sequences", 1) != 1:
             raise ValueError("generate gives one answer for each question; num_return_sequences must be 1")
         prepared = self._prepared(examples, False, batch_size)
-        options = {"do_sample": False, "pad_token_id": self._pad_token(), **generate_options}
+        options = {"do_sample": False, "pad_token_id": self.pad_token, **generate_options}
         answers = [""] * prepared.count
         progress.start("answering", prepared.count)
         for batch in prepared.batches:
