@@ -58,7 +58,8 @@ def test_inspect_shows_what_is_there_without_a_model(folder):
     assert shown["layers"] == [0, 1, 2] and len(shown["calibration"]["lambdas"]) == 3
     assert shown["fingerprint"]["model_type"] == "llava"
     text = run("inspect", folder / "memory").stdout
-    for words in ("first", "second", "payload", "calibration", "fingerprint"):
+    assert (shown["payload_dtype"], shown["key_dtype"]) == ("int4", "int4")
+    for words in ("first", "second", "payloads of layers 0-2 in int4", "keys in int4", "calibration", "fingerprint"):
         assert words in text
 
 

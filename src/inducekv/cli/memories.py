@@ -179,6 +179,7 @@ def inspect(
     """Show what a memory holds: tasks, entries, bytes by kind, calibration, fingerprint. Needs no model."""
     from inducekv import KVMemory
     from inducekv.bytes import format_bytes
+    from inducekv.tuning.space import spans
 
     stored = KVMemory.from_pretrained(memory)
     counts: dict[str, int] = {}
@@ -194,6 +195,8 @@ def inspect(
         "budget": stored.budget,
         "bytes_by_kind": stored.bytes_by_kind(),
         "layers": list(stored.layout.layers),
+        "payload_dtype": stored.payload_dtype,
+        "key_dtype": stored.layout.key_dtype,
         "calibration": {"tau": tau, "lambdas": lambdas},
         "thresholds": dict(stored.thresholds),
         "metadata": dict(stored.metadata),
@@ -216,6 +219,8 @@ def inspect(
     for kind, nbytes in stored.bytes_by_kind().items():
         kinds.add_row(kind, f"{nbytes:,}")
     console.print(kinds)
+    layers = spans(stored.layout.layers)
+    console.print(f"payloads of layers {layers} in {stored.payload_dtype}, retrieval keys in {stored.layout.key_dtype}")
     scales = "  ".join(f"{layer}: {value:.2f}" for layer, value in zip(stored.layout.layers, lambdas, strict=True))
     console.print(f"calibration: τ {tau:.4f}; λ of layer {scales}")
     console.print("fingerprint: " + json.dumps(stored.fingerprint, sort_keys=True), style="dim")
