@@ -27,9 +27,7 @@ def test_levels_are_mirrored_and_looked_up_by_three_codes_in_a_ring() -> None:
     assert torch.equal(opposite, -decode_trellis(codes))
 
 
-@pytest.mark.parametrize(
-    "width, most", [(16, 0.092), (24, 0.088), (32, 0.088), (64, 0.087), (128, 0.086), (256, 0.086)]
-)
+@pytest.mark.parametrize("width, most", [(16, 0.09), (24, 0.088), (32, 0.088), (64, 0.087), (128, 0.086), (256, 0.086)])
 def test_codes_come_nearer_to_normal_numbers_than_four_levels_can(width: int, most: float) -> None:
     assert squared_error(normal(800, width)) < most < 0.1175
 
@@ -43,7 +41,7 @@ def test_short_heads_are_coded_as_well_as_codes_can(width: int) -> None:
     if width < FEWEST:
         torch.testing.assert_close(made, best)
     else:
-        assert float(made.mean()) < 2.5 * float(best.mean()) and bool((made >= best - 1e-5).all())
+        assert float(made.mean()) < 2 * float(best.mean()) and bool((made >= best - 1e-5).all())
 
 
 def test_heads_are_coded_by_themselves_and_none_is_no_mistake() -> None:

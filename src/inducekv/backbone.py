@@ -20,9 +20,9 @@ from inducekv.families import family_of
 from inducekv.fingerprint import embedding_hash, fingerprint_of
 from inducekv.injection import Injection
 from inducekv.loading import loaded
-from inducekv.preparing import prepare_examples
+from inducekv.preparing import batched
 from inducekv.progress import SILENT, Progress
-from inducekv.rendering import Batch, Prepared
+from inducekv.rendering import Batch, Prepared, render
 from inducekv.retrieval_key import key_dim, retrieval_key
 from inducekv.scoring import Scores, answer_nll
 
@@ -108,9 +108,17 @@ class Backbone:
             ValueError: no examples, a missing answer, an unreadable picture, `embed` for a model whose decoder reads
                 its input some other way.
         """
-        return prepare_examples(
-            self, examples, with_answer, embed=embed, shown=shown, batch_size=batch_size, progress=progress
-        )
+        if not examples:
+            raise ValueError("no examples given; at least one is needed")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        ends, rendered = self.end_tokens, []
+        progress.start("reading examples", len(examples))
+        for example, before in zip(examples, shown or [()] * len(examples), strict=True):
+            rendered.append(render(self.processor, example, with_answer, ends, before))
+            progress.advance()
+        progress.stop()
+        return batched(self, rendered, batch_size, embed)
 
     def _prepared(self, examples: Sequence[Example] | Prepared, with_answer: bool, batch_size: int) -> Prepared:
         prepared = (

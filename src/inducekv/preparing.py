@@ -1,4 +1,4 @@
-"""Examples rendered, sorted by length and padded: what is done once for many runs of a model."""
+"""Rendered examples sorted by length, padded, and on request embedded: what is done once for many runs of a model."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,35 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from inducekv.examples import Example
-from inducekv.progress import SILENT, Progress
-from inducekv.rendering import Batch, Prepared, Rendered, pad, render
+from inducekv.rendering import Batch, Prepared, Rendered, pad
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
 
 
-def prepare_examples(
-    backbone: "Backbone",
-    examples: Sequence[Example],
-    with_answer: bool,
-    *,
-    embed: bool = False,
-    shown: Sequence[Sequence[Example]] | None = None,
-    batch_size: int = 32,
-    progress: Progress = SILENT,
-) -> Prepared:
-    """See `Backbone.prepare`."""
-    if not examples:
-        raise ValueError("no examples given; at least one is needed")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    rendered = []
-    progress.start("reading examples", len(examples))
-    for example, before in zip(examples, shown or [()] * len(examples), strict=True):
-        rendered.append(render(backbone.processor, example, with_answer, backbone.end_tokens, before))
-        progress.advance()
-    progress.stop()
+def batched(backbone: "Backbone", rendered: Sequence[Rendered], batch_size: int, embed: bool) -> Prepared:
+    """Batches of at most `batch_size` rows; `embed` and the errors are those of `Backbone.prepare`."""
     order = sorted(range(len(rendered)), key=lambda i: rendered[i].tokens)
     batches = []
     for start in range(0, len(order), batch_size):
@@ -43,7 +22,7 @@ def prepare_examples(
     return Prepared(tuple(batches), len(rendered), max(r.answer_length for r in rendered))
 
 
-def _batch(backbone: "Backbone", rows: list[int], rendered: list[Rendered]) -> Batch:
+def _batch(backbone: "Backbone", rows: list[int], rendered: Sequence[Rendered]) -> Batch:
     chosen = [rendered[i] for i in rows]
     inputs = pad(chosen, backbone.pad_token, backbone.device, backbone.dtype, backbone.family.images_per_row)
     lengths = torch.tensor([r.answer_length for r in chosen], device=backbone.device)

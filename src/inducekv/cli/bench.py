@@ -189,6 +189,6 @@ def _say(aloud: bool) -> Callable[[str], None]:
 
 
 def _backbone(model: str, device: str) -> Backbone:
-    from inducekv.continual.jobs import load_backbone
+    from inducekv.named import load_backbone
 
     return load_backbone(model, device)

@@ -104,15 +104,10 @@ def load_model(model: str, memory: Path | None, config: InduceKVConfig | None = 
     Raises:
         ValueError: as `InducedModel.from_pretrained`; a model that cannot be had is named.
     """
-    from inducekv import Backbone, InducedModel
+    from inducekv import InducedModel
+    from inducekv.named import load_backbone
 
-    if model == "embedded":
-        return InducedModel.from_pretrained(model, memory=memory, config=config)
-    try:
-        backbone = Backbone.from_pretrained(model)
-    except OSError as error:
-        raise ValueError(f"cannot load the model {model!r}: {error}") from error
-    return InducedModel.from_pretrained(backbone, memory=memory, config=config)
+    return InducedModel.from_pretrained(load_backbone(model), memory=memory, config=config)
 
 
 def model_of(memory: KVMemory, given: str | None) -> str:

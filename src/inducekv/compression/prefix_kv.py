@@ -116,7 +116,7 @@ class PrefixKV(LiveCompression):
         held = (chosen >= 0).all(1)
         first = (~held).long().sort(dim=-1, stable=True).indices  # a layer's own tokens before its padding
         chosen = chosen.gather(2, first[:, None].expand_as(chosen))
-        small = gathered(encoded, chosen.clamp_min(0))
+        small = gathered(encoded, torch.where(chosen < 0, chosen[..., :1], chosen))  # padding: any token that is kept
         return dataclasses.replace(small, layer_mask=held.gather(1, first))
 
 

@@ -95,14 +95,14 @@ def _path(x: Float[Tensor, "heads head_dim"], ends: Int[Tensor, " heads"] | None
     came_from = []
     for number in x.unbind(-1):
         least, oldest = cost.view(-1, 2**BITS, kept).min(1)
-        came_from.append(oldest)
+        came_from.append(oldest.to(torch.uint8))  # one for every number and state: an eighth of the bytes
         cost = least.repeat_interleave(2**BITS, -1) + (number[:, None] - levels).square()
     state = cost.argmin(-1) if ends is None else ends
     path = []
     for oldest in reversed(came_from):
         path.append(state)
         older = state // 2**BITS
-        state = older + kept * oldest.gather(1, older[:, None])[:, 0]
+        state = older + kept * oldest.gather(1, older[:, None])[:, 0].long()
     return torch.stack(path[::-1], -1)
 
 

@@ -16,26 +16,10 @@ from pathlib import Path
 
 import torch
 
-from inducekv.backbone import Backbone
 from inducekv.continual.bench import Bench, Say
 from inducekv.continual.passes import Pass, Settings
-from inducekv.model import InducedModel
+from inducekv.named import load_backbone
 from inducekv.progress import SILENT, Progress
-
-
-def load_backbone(model: str, device: str = "cpu") -> Backbone:
-    """The backbone by name or folder, or "embedded"; moved where `device` is not the CPU.
-
-    Raises:
-        ValueError: the model cannot be had.
-    """
-    try:
-        backbone = InducedModel.from_pretrained(model).backbone
-    except OSError as error:
-        raise ValueError(f"cannot load the model {model!r}: {error}") from error
-    if device != "cpu":
-        backbone.model.to(device)
-    return backbone
 
 
 def run_in_processes(

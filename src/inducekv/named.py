@@ -1,0 +1,19 @@
+"""A backbone as a person names it: on a command line, or to processes that load one each."""
+
+from inducekv.backbone import Backbone
+from inducekv.model import InducedModel
+
+
+def load_backbone(model: str, device: str = "cpu") -> Backbone:
+    """The backbone by name or folder, or "embedded"; moved where `device` is not the CPU.
+
+    Raises:
+        ValueError: the model cannot be had, or its family is not supported.
+    """
+    try:
+        backbone = InducedModel.from_pretrained(model).backbone
+    except OSError as error:
+        raise ValueError(f"cannot load the model {model!r}: {error}") from error
+    if device != "cpu":
+        backbone.model.to(device)
+    return backbone
