@@ -94,8 +94,12 @@ class L2P(PrefixMethod):
     def _pick(
         self, pool: Any, asked: Float[Tensor, "questions hidden"]
     ) -> tuple[Injection, Float[Tensor, "questions picked"]]:
-        """The prompts that each question reads, and how near their keys are to its own."""
+        """The prompts that each question reads, and how near their keys are to its own.
+
+        A task's questions are alike and pick alike: each choice goes through the decoder once.
+        """
         similarity = asked @ normalize(pool.keys.float(), dim=-1).T
         nearest = similarity.topk(min(PICKED, self.size), dim=-1)
-        prompts = pool.prompts[nearest.indices].flatten(1, 2)
-        return prompts_as_memory(self._backbone, prompts, len(asked)), nearest.values
+        choices, read = nearest.indices.unique(dim=0, return_inverse=True)
+        prompts = pool.prompts[choices].flatten(1, 2)
+        return prompts_as_memory(self._backbone, prompts, len(asked), read), nearest.values

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -102,11 +102,20 @@ def injection_of(
     return Injection(list(keys.unbind(1)), list(values.unbind(1)), mask, None, slots, 1)
 
 
-def prompts_as_memory(backbone: Backbone, prompts: Float[Tensor, "prompts tokens hidden"], rows: int) -> Injection:
+def prompts_as_memory(
+    backbone: Backbone,
+    prompts: Float[Tensor, "prompts tokens hidden"],
+    rows: int,
+    read: Int[Tensor, " rows"] | None = None,
+) -> Injection:
     """Soft prompts as the keys and values that the decoder makes of them, just before position 0.
 
     Nothing before the prompts is there to be seen, so their keys and values do not depend on the question; gradients
     reach the prompts through them.
+
+    Args:
+        rows: how many rows read.
+        read: which of the prompts each row reads; None: there is one, or one for each.
     """
     tokens = prompts.shape[1]
     output = backbone.text_model(
@@ -115,4 +124,5 @@ def prompts_as_memory(backbone: Backbone, prompts: Float[Tensor, "prompts tokens
     layers = output.past_key_values.layers
     keys, values = (torch.stack([getattr(layer, name) for layer in layers], 1) for name in ("keys", "values"))
     back = torch.full((len(prompts),), backbone.family.first_position - tokens, device=keys.device)
-    return injection_of(shift_keys(backbone.text_model, keys, back), values, rows)
+    keys = shift_keys(backbone.text_model, keys, back)
+    return injection_of(keys, values, rows) if read is None else injection_of(keys[read], values[read], rows)
