@@ -23,7 +23,7 @@ from inducekv.continual.stream import Stream
 from inducekv.embedded import path
 from inducekv.embedded.tasks import demo_stream
 
-SELECTORS = ("bilevel", "greedy", "herding", "reservoir", "random")
+SELECTORS = ("bilevel", "greedy", "facility_location", "herding", "reservoir", "random")
 
 
 def one(backbone: Backbone, stream: Stream, selector: str, budget: str, seed: int) -> dict[str, object]:

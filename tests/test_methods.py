@@ -45,6 +45,7 @@ ROWS: dict[str, dict] = {
     "inducekv/no_retrieval_weighting": {},
     "inducekv/fast": {},
     "inducekv/greedy": {},
+    "inducekv/facility_location": {},
     "inducekv/herding": {},
     "inducekv/reservoir": {},
     "inducekv/random": {},

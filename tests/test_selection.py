@@ -17,6 +17,7 @@ from inducekv.selection import (
     indicator,
     priorities,
 )
+from inducekv.selection.facility_location import every_answer_first, facility_order
 from inducekv.selection.herding import herding_order
 from inducekv.selection.hypergradient import first_order, implicit
 from inducekv.selection.objective import Measured
@@ -85,6 +86,7 @@ def planted(seed=0, classes=6, noise=30, total=None, costs=None):
         torch.tensor([-2.0, 2.0]),
         ["old" if i % 3 else "new" for i in range(len(keys))],
         [f"entry-{i}" for i in range(len(keys))],
+        [str(int(label)) for label in entry_labels],
     )
     return problem, set(range(noise, noise + len(centres)))
 
@@ -103,7 +105,7 @@ def test_bilevel_finds_the_planted_entries(hypergradient, seed):
 def test_bilevel_finds_them_from_a_random_start_too(monkeypatch):
     problem, good = planted()
     module = import_module("inducekv.selection.bilevel")
-    monkeypatch.setattr(module, "herding", SELECTORS["random"])
+    monkeypatch.setattr(module, "facility_location", SELECTORS["random"])
     config = InduceKVConfig(outer_steps=60, inner_steps=2)
     selection = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
     assert len(good & set(selection.chosen)) >= len(good) - 2
@@ -120,7 +122,7 @@ def test_greedy_finds_them_and_random_does_not():
 def test_bilevel_is_never_worse_than_its_start_by_its_own_measure():
     problem, _ = planted(seed=5, noise=60)
     config = InduceKVConfig(outer_steps=8, inner_steps=1)
-    start = SELECTORS["herding"](problem, config, torch.Generator())
+    start = SELECTORS["facility_location"](problem, config, torch.Generator())
     end = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
 
     def value(selection, phi):
@@ -246,7 +248,9 @@ def test_anchors_keep_what_only_earlier_tasks_need():
 
     def kept(beta):
         objective = Objective(scorer, problem.objective.coverage, beta, 0.0)
-        again = SelectionProblem(objective, problem.keys, problem.costs, 600.0, problem.phi, problem.tasks, problem.ids)
+        again = SelectionProblem(
+            objective, problem.keys, problem.costs, 600.0, problem.phi, problem.tasks, problem.ids, problem.answers
+        )
         config = InduceKVConfig(beta=beta, gamma=0.0, outer_steps=20, inner_steps=1)
         return len(half & set(SELECTORS["bilevel"](again, config, torch.Generator().manual_seed(0)).chosen))
 
@@ -263,6 +267,35 @@ def test_herding_follows_the_mean_and_tasks_take_turns():
     problem, _ = planted(total=800.0)
     chosen = SELECTORS["herding"](problem, InduceKVConfig(), torch.Generator()).chosen
     assert sorted(problem.tasks[i] for i in chosen) == ["new"] * 4 + ["old"] * 4
+
+
+def test_facility_location_leaves_no_entry_far_from_all_that_are_kept():
+    generator = torch.Generator().manual_seed(0)
+    centres = unit(torch.randn(6, 16, generator=generator))
+    sizes = torch.tensor([40, 20, 10, 5, 4, 3])
+    keys = centres.repeat_interleave(sizes, 0)
+    keys = unit(keys + 0.02 * torch.randn(keys.shape, generator=generator))
+    cluster = torch.arange(6).repeat_interleave(sizes)
+    order = facility_order(keys)
+    assert sorted(order.tolist()) == list(range(len(keys)))
+    assert sorted(cluster[order[:6]].tolist()) == list(range(6)), "one of each cluster, however small"
+    assert len(set(cluster[herding_order(keys)[:6]].tolist())) < 6, "which the mean of all keys does not ask for"
+    assert facility_order(keys[:0]).tolist() == []
+
+
+def test_every_answer_comes_once_before_any_comes_twice():
+    answers = ["a", "a", "b", "a", "c", "b"]
+    assert every_answer_first([3, 0, 5, 1, 2, 4], answers) == [3, 5, 4, 0, 2, 1]
+    assert every_answer_first([2, 0, 1], ["x", "y", "z"]) == [2, 0, 1]
+    assert every_answer_first([], []) == []
+
+
+def test_facility_location_shares_the_bytes_among_tasks():
+    problem, _ = planted(total=800.0)
+    chosen = SELECTORS["facility_location"](problem, InduceKVConfig(), torch.Generator()).chosen
+    assert sorted(problem.tasks[i] for i in chosen) == ["new"] * 4 + ["old"] * 4
+    for task in ("old", "new"):
+        assert len({problem.answers[i] for i in chosen if problem.tasks[i] == task}) == 4
 
 
 def test_reservoir_is_the_same_sample_however_the_stream_is_cut():
@@ -305,4 +338,4 @@ def test_steps_within_the_error_of_the_objective_are_taken_back(monkeypatch):
     assert any(row["kept"] and row["exchanged"] for row in sure.history)
     monkeypatch.setattr(import_module("inducekv.selection.bilevel"), "CERTAINTY", 1e6)
     none = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
-    assert none.chosen == SELECTORS["herding"](problem, config, torch.Generator()).chosen
+    assert none.chosen == SELECTORS["facility_location"](problem, config, torch.Generator()).chosen

@@ -244,7 +244,8 @@ def _problem(
     prior = Prior(initial, config.calibration_prior) if config.calibration_prior else None
     objective = Objective(scorer, coverage, config.beta * max(1, earlier), config.gamma, prior)
     tasks, ids = [entry.task for entry in pool], [entry.id for entry in pool]
-    return SelectionProblem(objective, keys, costs, total, to_phi(start), tasks, ids)
+    answers = [entry.answer for entry in pool]
+    return SelectionProblem(objective, keys, costs, total, to_phi(start), tasks, ids, answers)
 
 
 def _calibrate(

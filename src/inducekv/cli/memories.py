@@ -47,11 +47,15 @@ def learn(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Read every example once: herding, no calibration.", rich_help_panel=_CONFIG_PANEL),
+        typer.Option(
+            "--fast", help="Read every example once: facility location, no calibration.", rich_help_panel=_CONFIG_PANEL
+        ),
     ] = False,
     selector: Annotated[
         str | None,
-        typer.Option(help="bilevel, greedy, herding, reservoir or random.", rich_help_panel=_CONFIG_PANEL),
+        typer.Option(
+            help="bilevel, greedy, facility_location, herding, reservoir or random.", rich_help_panel=_CONFIG_PANEL
+        ),
     ] = None,
     payload: Annotated[
         str | None, typer.Option(help="keep_answer, mean_pool, shift_kv, none or auto.", rich_help_panel=_CONFIG_PANEL)

@@ -1,8 +1,9 @@
-"""Which entries are worth their bytes: the objective, its relaxation, and five selectors behind one function."""
+"""Which entries are worth their bytes: the objective, its relaxation, and six selectors behind one function."""
 
 from inducekv.selection.bilevel import bilevel
 from inducekv.selection.calibration import PhiFitter, fit_to_chosen
 from inducekv.selection.coverage import Coverage, orthonormal_projection
+from inducekv.selection.facility_location import facility_location
 from inducekv.selection.greedy import greedy
 from inducekv.selection.herding import herding
 from inducekv.selection.objective import Batch, Objective, Scorer, Split, Terms
@@ -15,6 +16,7 @@ from inducekv.selection.simplex import project
 SELECTORS: dict[str, Selector] = {
     "bilevel": bilevel,
     "greedy": greedy,
+    "facility_location": facility_location,
     "herding": herding,
     "reservoir": reservoir,
     "random": random,

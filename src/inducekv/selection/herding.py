@@ -9,6 +9,7 @@ from torch import Tensor
 from inducekv.config import InduceKVConfig
 from inducekv.progress import SILENT, Progress
 from inducekv.selection.problem import Selection, SelectionProblem, chosen_only
+from inducekv.selection.turns import take_turns
 
 
 def herding(
@@ -40,16 +41,7 @@ def herd(
     for task in dict.fromkeys(tasks):
         members = torch.tensor([index for index, name in enumerate(tasks) if name == task])
         queues[task] = members[herding_order(keys[members])].tolist()
-    left, chosen = total, []
-    spent: dict[str, int | float] = dict.fromkeys(queues, 0)
-    while any(queues.values()):
-        task = min((name for name, queue in queues.items() if queue), key=lambda name: spent[name])
-        index = queues[task].pop(0)
-        if costs[index] <= left:
-            chosen.append(index)
-            left -= costs[index]
-            spent[task] += costs[index]
-    return chosen
+    return take_turns(queues, costs, total)
 
 
 def herding_order(keys: Float[Tensor, "entries key_dim"]) -> Tensor:

@@ -26,6 +26,7 @@ class SelectionProblem:
         phi: `[parameters]` calibration to start from.
         tasks: the task of each entry.
         ids: the id of each entry.
+        answers: the answer of each entry.
     """
 
     objective: Objective
@@ -35,6 +36,7 @@ class SelectionProblem:
     phi: Float[Tensor, " parameters"]
     tasks: Sequence[str]
     ids: Sequence[str]
+    answers: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.keys)
