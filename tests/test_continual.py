@@ -102,7 +102,7 @@ class Parrot(Method):
         self.word = experience.train[-1].answer
 
     def answer(self, examples, progress=None):
-        self.asked.append(examples[0].answer)
+        self.asked.append("".join(dict.fromkeys(example.answer for example in examples)))
         return [self.word] * len(examples)
 
 
@@ -123,7 +123,7 @@ def test_the_runner_fills_the_matrix_row_by_row():
     parrots, mutes = run(stream(), [parrot, mute], after_task=lambda t, results: rows.append(results[0].matrix.copy()))
     np.testing.assert_array_equal(parrots.matrix, [[100, NAN, NAN], [0, 100, NAN], [0, 0, 100]])
     np.testing.assert_array_equal(mutes.matrix, [[0, NAN, NAN], [0, 100, NAN], [0, 100, 0]])
-    assert parrot.asked == ["a", "a", "b", "a", "b", "c"]
+    assert parrot.asked == ["a", "ab", "abc"], "all tasks' questions share batches"
     assert mute.asked == ["a", "b", "c"], "answers that never change are asked for once"
     assert parrots.final_answers == [["c", "c"]] * 3
     assert len(mutes.final_answers) == 3
@@ -138,6 +138,33 @@ def test_the_runner_fills_the_matrix_row_by_row():
     assert figures["matrix"][0] == [100, None, None]
     with pytest.raises(ValueError, match="different names"):
         run(stream(), [parrot, parrot])
+
+
+class Told(Parrot):
+    """Is told the label; what it answers for a task never changes."""
+
+    name, sees_task_labels, settles = "told", True, True
+
+    def answer(self, examples, progress=None, task=None):
+        super().answer(examples)
+        return [task.removeprefix("task ")] * len(examples)
+
+
+def test_answers_that_are_settled_stay_without_being_asked_for_again():
+    told = Told()
+    (result,) = run(stream(), [told], ahead=True)
+    np.testing.assert_array_equal(result.matrix, [[100, NAN, NAN], [100, 100, NAN], [100, 100, 100]])
+    assert told.asked == ["a", "b", "c"]
+    assert result.final_answers == [["a"] * 2, ["b"] * 2, ["c"] * 2]
+    assert len(result.answer_of_task) == 3
+
+
+def test_questions_asked_ahead_share_batches_and_stay_out_of_the_answers():
+    parrot = Parrot()
+    (result,) = run(stream(), [parrot], ahead=True)
+    np.testing.assert_array_equal(result.matrix, [[100, 0, NAN], [0, 100, 0], [0, 0, 100]])
+    assert parrot.asked == ["ab", "abc", "abc"]
+    assert result.final_answers == [["c", "c"]] * 3
 
 
 def test_the_page_is_whole_in_itself(tmp_path):

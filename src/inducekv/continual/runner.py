@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -147,34 +148,57 @@ def _ask_tasks_so_far(
     stream: Stream, number: int, method: Method, result: MethodResult, progress: Progress, ahead: bool, ranks: Ranks
 ) -> None:
     """Fills row `number` of the matrices."""
-    if not method.learns and number:  # unchanged answers are not asked for again
+    settled = method.settles or not method.learns
+    if settled and number:  # unchanged answers are not asked for again
         for matrix in (result.matrix, result.faithful):
             if matrix is not None:
                 matrix[number, :number] = matrix[number - 1, :number]
-    for task in range(0 if method.learns else number, number + 1):
-        answers, scores, seconds = _ask(stream, number, task, method, result, progress, ranks)
-        _put(result.final_answers, task, answers)
-        _put(result.scores, task, scores)
-        _put(result.answer_of_task, task, seconds)
+    ahead = ahead and number + 1 < len(stream) and not method.sees_task_labels
+    asked = range(number if settled else 0, number + 1 + ahead)
+    for task, (answers, seconds) in zip(asked, _ask(stream, asked, method, progress, ranks), strict=True):
+        scores = _mark(stream, number, task, answers, result)
+        if task <= number:
+            _put(result.final_answers, task, answers)
+            _put(result.scores, task, scores)
+            _put(result.answer_of_task, task, seconds)
     result.diagonal_answers.append(result.final_answers[number])
-    if ahead and number + 1 < len(stream) and not method.sees_task_labels:
-        _ask(stream, number, number + 1, method, result, progress, ranks)
 
 
 def _ask(
-    stream: Stream, number: int, task: int, method: Method, result: MethodResult, progress: Progress, ranks: Ranks
-) -> tuple[list[str], list[float], float]:
-    """Asks one task's test and fills its cell; returns answers, scores and seconds."""
+    stream: Stream, tasks: Sequence[int], method: Method, progress: Progress, ranks: Ranks
+) -> list[tuple[list[str], float]]:
+    """Each task's answers and seconds.
+
+    All tasks' questions are asked at once, so that short tests share batches and an adapter is attached once; seconds
+    are then shared out by the number of questions. A method that is told labels is asked task by task.
+    """
+    groups = [[task] for task in tasks] if method.sees_task_labels else [list(tasks)]
+    answers: list[str] = []
+    seconds: list[float] = []
+    for group in groups:
+        test = [example for task in group for example in stream.experiences[task].test]
+        ask = partial(method.answer, progress=progress)
+        if method.sees_task_labels:
+            ask = partial(ask, task=stream.experiences[group[0]].task)
+        started = time.perf_counter()
+        answers += ranks.shared_out(test, ask)
+        seconds += [(time.perf_counter() - started) / len(test)] * len(test)
+    parts, start = [], 0
+    for task in tasks:
+        end = start + len(stream.experiences[task].test)
+        parts.append((answers[start:end], sum(seconds[start:end])))
+        start = end
+    return parts
+
+
+def _mark(stream: Stream, number: int, task: int, answers: list[str], result: MethodResult) -> list[float]:
+    """Fills one task's cell of row `number`; returns the answers' scores."""
     experience = stream.experiences[task]
-    label = {"task": experience.task} if method.sees_task_labels else {}
-    started = time.perf_counter()
-    answers = ranks.shared_out(experience.test, lambda mine: method.answer(mine, progress, **label))
-    seconds = time.perf_counter() - started
     scores = [float(score) for score in experience.grader.scores(answers, experience.test)]
     result.matrix[number, task] = 100 * float(np.mean(scores))
     if result.faithful is not None:
         result.faithful[number, task] = _faithful(experience, answers, result.matrix[number, task])
-    return answers, scores, seconds
+    return scores
 
 
 def _faithful(experience: Experience, answers: list[str], fixed: float) -> float:

@@ -30,7 +30,9 @@ class Method(ABC):
     title: str
     ranks: Ranks = ALONE
     learns: ClassVar[bool] = True
-    """False when answers never change over the stream: they are then asked for once a task."""
+    """False when there is nothing that learning changes."""
+    settles: ClassVar[bool] = False
+    """True when what is learned later never changes a task's answers: they are then asked for once."""
     reference: ClassVar[bool] = False
     """A row to compare with, not a contender: it may see task labels, keep all examples, or exceed the budget."""
     sees_task_labels: ClassVar[bool] = False

@@ -25,6 +25,7 @@ class IndividualLora(SequentialLora):
     title = "Individual LoRA"
     reference: ClassVar[bool] = True
     sees_task_labels: ClassVar[bool] = True
+    settles: ClassVar[bool] = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
