@@ -44,6 +44,15 @@ def test_run_covers_methods_budgets_and_seeds(tmp_path, _fakes):
     assert (quiet.exit_code, quiet.stdout) == (0, "")
 
 
+def test_run_takes_several_streams_and_patterns(tmp_path, _fakes, monkeypatch):
+    known = dict.fromkeys(("embedded/task", "embedded/vqa", "folder"))
+    monkeypatch.setattr("inducekv.continual.streams.STREAMS", known)
+    done = run("bench", "run", "embedded/*", "fake", "embedded/vqa", "--methods", "parrot", "--results", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert sorted(found.stream for found in read_results(tmp_path)) == ["embedded/task", "embedded/vqa", "fake"]
+    refused(run("bench", "run", "nothing/*", "--results", tmp_path), "no stream is named like 'nothing/*'", "folder")
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -54,7 +55,12 @@ def streams_and_methods(as_json: JsonOption = False) -> None:
 
 
 def run(
-    stream: Annotated[str, typer.Argument(help="Name of a stream; see `inducekv bench list`.")],
+    streams: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="STREAM...", help="Names of streams, or patterns such as 'embedded/*'; see `inducekv bench list`."
+        ),
+    ],
     methods: Annotated[str, typer.Option(help="Methods, comma-separated, or `all`.")] = "all",
     budget: Annotated[str, typer.Option(help="Bytes that each method may deploy; several comma-separated.")] = "256KiB",
     seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
@@ -72,7 +78,7 @@ def run(
     ] = 1,
     quiet: QuietOption = False,
 ) -> None:
-    """Run methods over a stream and write one JSON file for each method, budget and seed.
+    """Run methods over streams and write one JSON file for each method, budget and seed.
 
     Run it again after an interruption: finished runs are skipped, the unfinished one goes on at the task it was at.
     """
@@ -86,7 +92,7 @@ def run(
 
     names = list(METHODS) if methods == "all" else _listed("--methods", methods)
     budgets = [parse_bytes(size) for size in _listed("--budget", budget)]
-    todo = list(passes(stream, names, budgets, _seeds(seeds)))
+    todo = [one for stream in _streams(streams) for one in passes(stream, names, budgets, _seeds(seeds))]
     for module in sorted({METHODS[name].needs or "" for one in todo for name in one.methods} - {""}):
         require_extra(module)
     settings = Settings(model, limit, max_new_tokens, ahead)
@@ -172,6 +178,19 @@ def _listed(option: str, text: str) -> list[str]:
     if not values:
         raise ValueError(f"{option} needs at least one value, got {text!r}")
     return values
+
+
+def _streams(names: list[str]) -> list[str]:
+    """The streams that names and patterns stand for, each once."""
+    from inducekv.continual.streams import STREAMS
+
+    streams: list[str] = []
+    for name in names:
+        matching = fnmatch.filter(STREAMS, name) if set("*?[") & set(name) else [name]
+        if not matching:
+            raise ValueError(f"no stream is named like {name!r}; known: {', '.join(STREAMS)}")
+        streams += matching
+    return list(dict.fromkeys(streams))
 
 
 def _seeds(text: str) -> list[int]:
