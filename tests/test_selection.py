@@ -277,10 +277,26 @@ def test_facility_location_leaves_no_entry_far_from_all_that_are_kept():
     keys = unit(keys + 0.02 * torch.randn(keys.shape, generator=generator))
     cluster = torch.arange(6).repeat_interleave(sizes)
     order = facility_order(keys)
-    assert sorted(order.tolist()) == list(range(len(keys)))
+    assert sorted(order) == list(range(len(keys)))
     assert sorted(cluster[order[:6]].tolist()) == list(range(6)), "one of each cluster, however small"
     assert len(set(cluster[herding_order(keys)[:6]].tolist())) < 6, "which the mean of all keys does not ask for"
-    assert facility_order(keys[:0]).tolist() == []
+    assert facility_order(keys[:0]) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_facility_location_takes_what_adds_most_and_of_equals_the_first(seed):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(8, 12, generator=generator)
+    keys = centres[torch.randint(8, (60,), generator=generator)] + 0.3 * torch.randn(60, 12, generator=generator)
+    keys = torch.cat([keys, keys[:5]])  # duplicates add the same
+    similarity = unit(keys.double()) @ unit(keys.double()).T
+    nearest, expected = torch.full((len(keys),), -1.0).double(), []
+    for _ in keys:
+        gains = (similarity - nearest).clamp_min(0).sum(1).round(decimals=9)
+        gains[expected] = -1
+        expected.append(gains.tolist().index(max(gains.tolist())))
+        nearest = torch.maximum(nearest, similarity[expected[-1]])
+    assert facility_order(keys) == expected
 
 
 def test_every_answer_comes_once_before_any_comes_twice():

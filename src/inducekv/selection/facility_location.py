@@ -1,5 +1,6 @@
 """Facility location: each task keeps the entries that every other entry has a near one among."""
 
+import heapq
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -14,6 +15,9 @@ from inducekv.progress import SILENT, Progress
 from inducekv.selection.problem import Selection, SelectionProblem, chosen_only
 from inducekv.selection.turns import take_turns
 
+DECIMALS = 9
+"""Of gains that are compared: those that differ by less are the same, on every machine."""
+
 
 def facility_location(
     problem: SelectionProblem,
@@ -27,28 +31,40 @@ def facility_location(
     cannot say, and where many tasks share it an answer has one entry or none. Where all answers differ, as in free
     text, this changes nothing.
     """
+    if problem.everything_fits:
+        return chosen_only(problem, range(len(problem)))
     queues: dict[str, list[int]] = {}
     for task in dict.fromkeys(problem.tasks):
         members = [index for index, name in enumerate(problem.tasks) if name == task]
-        order = [members[place] for place in facility_order(problem.keys[members]).tolist()]
+        order = [members[place] for place in facility_order(problem.keys[members])]
         queues[task] = every_answer_first(order, problem.answers)
     return chosen_only(problem, take_turns(queues, problem.costs.tolist(), problem.total))
 
 
-def facility_order(keys: Float[Tensor, "entries key_dim"]) -> Tensor:
-    """Indices `[entries]`, each adding most to the sum over all entries of the cosine to the nearest one before it."""
+def facility_order(keys: Float[Tensor, "entries key_dim"]) -> list[int]:
+    """Every entry's index, each adding most to the sum over all entries of the cosine to the nearest one before it.
+
+    What an entry adds only falls as others are taken, so that most need not be looked at again (lazy evaluation;
+    Minoux 1978). Needs no matrix of all pairs. Of entries that add the same, the first is taken: two that are each
+    other's nearest always do.
+    """
     unit = normalize(keys.double(), dim=1)
-    similarity = unit @ unit.T
-    nearest = torch.full((len(unit),), -1.0, dtype=similarity.dtype)
-    free = torch.ones(len(unit), dtype=torch.bool)
+    nearest = torch.full((len(unit),), -1.0, dtype=unit.dtype)
+    bounds = [
+        (-gain, index) for index, gain in enumerate((unit @ unit.sum(0) + len(unit)).round(decimals=DECIMALS).tolist())
+    ]
+    heapq.heapify(bounds)
     order = []
-    for _ in range(len(unit)):
-        gain = (similarity - nearest).clamp_min(0).sum(1)
-        index = int(torch.where(free, gain, -1.0).argmax())
-        order.append(index)
-        free[index] = False
-        nearest = torch.maximum(nearest, similarity[index])
-    return torch.tensor(order, dtype=torch.long)
+    while bounds:
+        _, index = bounds[0]
+        similarity = unit @ unit[index]
+        gain = (similarity - nearest).clamp_min(0).sum().round(decimals=DECIMALS)
+        heapq.heapreplace(bounds, (-float(gain), index))
+        if bounds[0][1] == index:
+            heapq.heappop(bounds)
+            order.append(index)
+            nearest = torch.maximum(nearest, similarity)
+    return order
 
 
 def every_answer_first(order: Sequence[int], answers: Sequence[str]) -> list[int]:
