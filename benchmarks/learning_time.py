@@ -2,11 +2,10 @@
 
     python benchmarks/learning_time.py [--json] [--stream embedded/task] [--seed 7] [--clock cpu] [--threads 1]
 
-Every task of a stream is learned by InduceKV in one pass (`InduceKVConfig.fast`), by facility location and
-calibration, by the default, and by sequential LoRA with one epoch and with its twenty, one after another, task by
-task, so that all of them meet the same state of the machine. Seconds are medians over tasks; the first, which also
-pays for what is loaded once, is left out. "LoRA, steps of one epoch" is the training loop alone: pictures were seen
-and prompts rendered before.
+Every task of a stream is learned by InduceKV in one pass (`InduceKVConfig.fast`), by herding and calibration, by the
+default, and by sequential LoRA with one epoch and with its twenty, one after another, task by task, so that all of them
+meet the same state of the machine. Seconds are medians over tasks; the first, which also pays for what is loaded once,
+is left out. "LoRA, steps of one epoch" is the training loop alone: pictures were seen and prompts rendered before.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     base = InduceKVConfig(budget=options.budget)
     configs = {
         "InduceKV, fast": InduceKVConfig.fast(budget=options.budget),
-        "InduceKV, facility location": base.replace(selector="facility_location"),
+        "InduceKV, herding": base.replace(selector="herding"),
         "InduceKV": base,
     }
     methods: dict[str, Method] = {

@@ -63,9 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.formats.split(","):
         row: dict[str, object] = {"format": name}
         for budget in options.budgets.split(","):
-            config = InduceKVConfig(
-                selector="herding", calibration_steps=0, seed=options.seed, budget=budget, payload_dtype=name
-            )
+            config = InduceKVConfig.fast(seed=options.seed, budget=budget, payload_dtype=name)
             row[f"Last, {budget}"], row[f"entries, {budget}"] = last(backbone, stream, options.tasks, config)
         rows.append(row)
         print(json.dumps(row), file=sys.stderr, flush=True)
