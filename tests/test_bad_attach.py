@@ -309,3 +309,10 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path) -> None:
     config.write_text(json.dumps({"model_type": "made_up"}))
     with pytest.raises(ValueError, match=r"'made_up' is not one that the installed transformers knows$"):
         Backbone.from_pretrained(tmp_path)
+
+
+def test_numbers_whose_sum_overflows_are_finite_all_the_same(llava: Backbone) -> None:
+    huge = changed(memory_of(llava, [[tiny.example(1)]]), values=lambda v: torch.full_like(v, 1e308))
+    assert huge.values[0].sum().isinf()
+    with attached(llava, huge):
+        pass

