@@ -58,7 +58,7 @@ def run(
     streams: Annotated[
         list[str],
         typer.Argument(
-            metavar="STREAM...", help="Names of streams, or patterns such as 'embedded/*'; see `inducekv bench list`."
+            metavar="STREAM", help="Names of streams, or patterns such as 'embedded/*'; see `inducekv bench list`."
         ),
     ],
     methods: Annotated[str, typer.Option(help="Methods, comma-separated, or `all`.")] = "all",
