@@ -107,7 +107,7 @@ class Parrot(Method):
 
 
 class Mute(Parrot):
-    name, title, learns, deployed_bytes = "inducekv", "Mute", False, 0
+    name, title, settles, deployed_bytes = "inducekv", "Mute", True, 0
 
     def learn(self, experience, progress=None):
         self.word = "b"
@@ -157,6 +157,19 @@ def test_answers_that_are_settled_stay_without_being_asked_for_again():
     assert told.asked == ["a", "b", "c"]
     assert result.final_answers == [["a"] * 2, ["b"] * 2, ["c"] * 2]
     assert len(result.answer_of_task) == 3
+
+
+def test_no_more_questions_are_asked_at_once_than_memory_should_hold(monkeypatch):
+    monkeypatch.setattr("inducekv.continual.runner.TOGETHER", 4)  # two tasks' questions
+    parrot = Parrot()
+    (result,) = run(stream("abcde"), [parrot])
+    assert parrot.asked == ["a", "ab", "ab", "c", "ab", "cd", "ab", "cd", "e"]
+    monkeypatch.setattr("inducekv.continual.runner.TOGETHER", 1)  # less than one task's, which is not cut
+    alone = Parrot()
+    (same,) = run(stream("abcde"), [alone])
+    assert alone.asked[-5:] == list("abcde")
+    np.testing.assert_array_equal(result.matrix, same.matrix)
+    assert result.final_answers == same.final_answers
 
 
 def test_questions_asked_ahead_share_batches_and_stay_out_of_the_answers():

@@ -180,7 +180,7 @@ def test_a_method_learns_saves_loads_and_leaves_the_backbone_alone(name, small, 
     assert stored(method, tmp_path / "two" / "method") == (ledger.deployed, ledger.training)
     assert (method.deployed_bytes, method.training_bytes) == (ledger.deployed, ledger.training)
     assert json.loads(json.dumps(method.describe())) == method.describe()
-    assert (ledger.deployed > 0) == METHODS[name].learns
+    assert (ledger.deployed > 0) == (name != "zero_shot")
     if name not in OVER_BUDGET:
         assert ledger.deployed <= BUDGET
 

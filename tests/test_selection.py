@@ -278,7 +278,7 @@ def test_facility_location_leaves_no_entry_far_from_all_that_are_kept():
     cluster = torch.arange(6).repeat_interleave(sizes)
     order = facility_order(keys)
     assert sorted(order) == list(range(len(keys)))
-    assert sorted(cluster[order[:6]].tolist()) == list(range(6)), "one of each cluster, however small"
+    assert sorted(cluster[order[:6]].tolist()) == list(range(6)), "one of each cluster, small ones too"
     assert len(set(cluster[herding_order(keys)[:6]].tolist())) < 6, "which the mean of all keys does not ask for"
     assert facility_order(keys[:0]) == []
 

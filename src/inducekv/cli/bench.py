@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -181,16 +182,11 @@ def _listed(option: str, text: str) -> list[str]:
 
 
 def _streams(names: list[str]) -> list[str]:
-    """The streams that names and patterns stand for, each once."""
-    from inducekv.continual.streams import STREAMS
+    """The streams that names and patterns stand for, each once; what stands for none is refused before any is run."""
+    from inducekv.continual.streams import STREAMS, stream_kind
 
-    streams: list[str] = []
-    for name in names:
-        matching = fnmatch.filter(STREAMS, name) if set("*?[") & set(name) else [name]
-        if not matching:
-            raise ValueError(f"no stream is named like {name!r}; known: {', '.join(STREAMS)}")
-        streams += matching
-    return list(dict.fromkeys(streams))
+    matching = [fnmatch.filter(STREAMS, name) or [stream_kind(name).name] for name in names]
+    return list(dict.fromkeys(chain.from_iterable(matching)))
 
 
 def _seeds(text: str) -> list[int]:

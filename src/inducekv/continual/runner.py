@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from inducekv.continual.metrics import AccuracyMatrix, average, empty_matrix, fo
 from inducekv.continual.stream import Experience, Stream
 from inducekv.progress import SILENT, Labelled, Progress
 from inducekv.ranks import Ranks
+
+TOGETHER = 512
+"""Questions of several tasks asked at once, at most: their pictures are all in memory, rendered. CHOICE."""
 
 
 @dataclass
@@ -148,13 +152,12 @@ def _ask_tasks_so_far(
     stream: Stream, number: int, method: Method, result: MethodResult, progress: Progress, ahead: bool, ranks: Ranks
 ) -> None:
     """Fills row `number` of the matrices."""
-    settled = method.settles or not method.learns
-    if settled and number:  # unchanged answers are not asked for again
+    if method.settles and number:  # unchanged answers are not asked for again
         for matrix in (result.matrix, result.faithful):
             if matrix is not None:
                 matrix[number, :number] = matrix[number - 1, :number]
     ahead = ahead and number + 1 < len(stream) and not method.sees_task_labels
-    asked = range(number if settled else 0, number + 1 + ahead)
+    asked = range(number if method.settles else 0, number + 1 + ahead)
     for task, (answers, seconds) in zip(asked, _ask(stream, asked, method, progress, ranks), strict=True):
         scores = _mark(stream, number, task, answers, result)
         if task <= number:
@@ -169,26 +172,32 @@ def _ask(
 ) -> list[tuple[list[str], float]]:
     """Each task's answers and seconds.
 
-    All tasks' questions are asked at once, so that short tests share batches and an adapter is attached once; seconds
-    are then shared out by the number of questions. A method that is told labels is asked task by task.
+    Short tests are asked together, so that they share batches and an adapter is attached once; seconds are then shared
+    out by the number of questions. A method that is told labels is asked task by task.
     """
-    groups = [[task] for task in tasks] if method.sees_task_labels else [list(tasks)]
-    answers: list[str] = []
-    seconds: list[float] = []
-    for group in groups:
-        test = [example for task in group for example in stream.experiences[task].test]
-        ask = partial(method.answer, progress=progress)
-        if method.sees_task_labels:
-            ask = partial(ask, task=stream.experiences[group[0]].task)
+    asked: list[tuple[list[str], float]] = []
+    for group in _groups(stream, tasks, 0 if method.sees_task_labels else TOGETHER):
+        tests = [stream.experiences[task].test for task in group]
+        label: dict[str, Any] = {"task": stream.experiences[group[0]].task} if method.sees_task_labels else {}
+        ask = partial(method.answer, progress=progress, **label)
         started = time.perf_counter()
-        answers += ranks.shared_out(test, ask)
-        seconds += [(time.perf_counter() - started) / len(test)] * len(test)
-    parts, start = [], 0
+        answers = iter(ranks.shared_out([example for test in tests for example in test], ask))
+        each = (time.perf_counter() - started) / sum(map(len, tests))
+        asked += [(list(islice(answers, len(test))), each * len(test)) for test in tests]
+    return asked
+
+
+def _groups(stream: Stream, tasks: Sequence[int], most: int) -> list[list[int]]:
+    """Tasks in their order, joined while their tests have at most so many questions."""
+    groups: list[list[int]] = []
+    held = most
     for task in tasks:
-        end = start + len(stream.experiences[task].test)
-        parts.append((answers[start:end], sum(seconds[start:end])))
-        start = end
-    return parts
+        held += len(stream.experiences[task].test)
+        if held > most:
+            groups.append([])
+            held = len(stream.experiences[task].test)
+        groups[-1].append(task)
+    return groups
 
 
 def _mark(stream: Stream, number: int, task: int, answers: list[str], result: MethodResult) -> list[float]:

@@ -29,8 +29,6 @@ class Method(ABC):
     name: str
     title: str
     ranks: Ranks = ALONE
-    learns: ClassVar[bool] = True
-    """False when there is nothing that learning changes."""
     settles: ClassVar[bool] = False
     """True when what is learned later never changes a task's answers: they are then asked for once."""
     reference: ClassVar[bool] = False
@@ -121,10 +119,6 @@ class MethodKind:
     @property
     def reference(self) -> bool:
         return self.method.reference
-
-    @property
-    def learns(self) -> bool:
-        return self.method.learns
 
     @property
     def shares(self) -> str | None:

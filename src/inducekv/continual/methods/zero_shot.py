@@ -17,7 +17,7 @@ class ZeroShot(Method):
 
     name = "zero_shot"
     title = "Zero-shot"
-    learns: ClassVar[bool] = False
+    settles: ClassVar[bool] = True
     reference: ClassVar[bool] = True
     deployed_bytes = 0
 
