@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import tiny
 from inducekv.attention import REGISTERED, attached
 from inducekv.backbone import Backbone
+from inducekv.cache_name import CACHE, CACHE_NAMES, cache_in, cache_of
 from inducekv.injection import build_injection
 from inducekv.payloads import Payloads
 from inducekv.retrieval import Calibration, retrieve
@@ -239,3 +241,31 @@ def test_the_vision_tower_keeps_its_own_attention(llava: Backbone) -> None:
     with attached(llava, memory_of(llava, LEARNED)):
         assert llava.text_model.config._attn_implementation in REGISTERED.values()
         assert llava.model.model.vision_tower.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("name", CACHE_NAMES)
+def test_a_prompt_that_goes_on_in_a_cache_is_not_looked_up_again(backbone: Backbone, name: str) -> None:
+    """Whatever this release calls the cache; later ones take the old name too."""
+    if name not in (CACHE, "past_key_values"):
+        pytest.skip(f"this release of transformers knows no {name!r}")
+    if backbone.family.state:
+        pytest.skip("outside generate() its positions depend on the prompt that was read last")
+    inputs, looked_up = inputs_of(backbone, ASKED[:1]), []
+
+    def provide(given: dict[str, Any]) -> None:
+        looked_up.append(sorted(given))
+
+    cache = DynamicCache()
+    with torch.no_grad(), attached(backbone, provide):
+        output = backbone.model(**inputs, **{name: cache}, use_cache=True)
+        assert cache_of(output) is cache
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+        backbone.model(input_ids=inputs["input_ids"][:, :1], attention_mask=mask, **{name: cache})
+    assert looked_up == [sorted(set(inputs) - {name})]
+
+
+def test_the_cache_of_a_module_is_found_under_either_name() -> None:
+    cache = DynamicCache()
+    assert all(cache_in({"use_cache": True, name: cache}) is cache for name in CACHE_NAMES)
+    assert cache_in({"cache": None, "past_key_values": cache}) is cache
+    assert cache_in({"use_cache": True}) is None and cache_of(object()) is None

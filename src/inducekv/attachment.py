@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from inducekv.attention_masks import expanded, real_tokens, repeats_of, widened_mask
+from inducekv.cache_name import CACHE_NAMES, cache_in
 from inducekv.injection import Injection
 
 Provider = Callable[[dict[str, Any]], Injection | None]
 ATTRIBUTE = "_inducekv_attachment"
-NOT_THE_PROMPT = ("past_key_values", "use_cache", "cache_position", "labels", "logits_to_keep", "return_dict")
+NOT_THE_PROMPT = (*CACHE_NAMES, "use_cache", "cache_position", "labels", "logits_to_keep", "return_dict")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Attachment:
         """Forward-pre-hook of the whole model: look up memory anew whenever a prompt is read."""
         if self._providing or not self.rules:
             return
-        past = kwargs.get("past_key_values")
+        past = cache_in(kwargs)
         if past is not None and past.get_seq_length() > 0:
             return
         inputs = {k: v for k, v in kwargs.items() if k not in NOT_THE_PROMPT and not k.startswith("output_")}
@@ -140,7 +141,7 @@ class Attachment:
         if positions is None:
             given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
             tokens = next(x for x in given if isinstance(x, Tensor))
-            past = kwargs.get("past_key_values")
+            past = cache_in(kwargs)
             before = 0 if past is None else past.get_seq_length()
             positions = torch.arange(before, before + tokens.shape[1], device=tokens.device)[None]
         self._query_positions = positions[0] if positions.dim() == 3 else positions

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from inducekv.attention import attached
+from inducekv.cache_name import CACHE
 from inducekv.devices import quantisation
 from inducekv.injection import Injection
 from inducekv.rope import shift_keys
@@ -99,7 +100,7 @@ def _compare(backbone: "Backbone") -> Parity:
     prompt = {"input_ids": ids[:, tokens:], "attention_mask": causal[..., :tokens, :tokens]}
     cache = DynamicCache()
     with attached(backbone, None):
-        expected = text(**both, past_key_values=cache, use_cache=True).last_hidden_state[:, tokens:]
+        expected = text(**both, **{CACHE: cache}, use_cache=True).last_hidden_state[:, tokens:]
         without = text(**prompt, use_cache=False).last_hidden_state
     device = backbone.device
     keys, values = (

@@ -9,11 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
+from inducekv.cache_name import CACHE_NAMES
 from inducekv.encoded import ANSWER, IMAGE, TEXT
 from inducekv.families import Family
 from inducekv.rendering import Batch
 
-_NOT_KEPT = ("past_key_values", "use_cache", "cache_position", "return_dict")
+_NOT_KEPT = (*CACHE_NAMES, "use_cache", "cache_position", "return_dict")
 
 
 class _AtTheDoor(Exception):

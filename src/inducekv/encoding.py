@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from inducekv.attention import attached
+from inducekv.cache_name import CACHE
 from inducekv.config import KeyPool
 from inducekv.decoder import extent, kinds_of, tapped
 from inducekv.encoded import Encoded
@@ -31,14 +32,14 @@ def encode_batch(
     before = backbone.decoder_inputs(batch.inputs)
     measuring = nullcontext() if scorer is None else scorer.measuring(backbone)
     with attached(backbone, None), tapped(backbone.text_model, key_layer) as hidden_of, measuring as measured:
-        output = backbone.text_model(**before, past_key_values=DynamicCache(), use_cache=True)
+        output = backbone.text_model(**before, **{CACHE: DynamicCache()}, use_cache=True)
     scores = None if measured is None else torch.stack(measured, 1).float()
     real = batch.inputs["attention_mask"].bool()
     prefix = real & ~batch.answer_mask
     keys = retrieval_key(backbone, hidden_of(output), key_pool, prefix, batch.inputs["input_ids"])
     kinds = kinds_of(batch, backbone.image_token)
     first, last = extent(before.get("position_ids"), real)
-    layers = output.past_key_values.layers
+    layers = output[CACHE].layers
     made, values = (torch.stack([getattr(x, name).to(real.device) for x in layers], 1) for name in ("keys", "values"))
     shifted = shift_keys(backbone.text_model, made, -(last + 1))
     return [

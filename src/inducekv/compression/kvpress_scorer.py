@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from inducekv.cache_name import CACHE_NAMES
 from inducekv.compression.prompt import LayerPrompt
 from inducekv.compression.select import Selection
 
@@ -44,7 +45,7 @@ class KVPressScorer(Selection):
         for row, length in enumerate(prompt.lengths.tolist()):
             one = slice(row, row + 1)
             kwargs = dict(prompt.arguments)
-            for name in ("attention_mask", "past_key_values", "hidden_states"):
+            for name in ("attention_mask", "hidden_states", *CACHE_NAMES):
                 kwargs.pop(name, None)
             if "position_embeddings" in kwargs:
                 kwargs["position_embeddings"] = tuple(

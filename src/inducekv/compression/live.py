@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
+from inducekv.cache_name import cache_in, cache_of
 from inducekv.compression.base import Compression
 from inducekv.compression.layer import CompressedLayer, Seen, kept_from
 from inducekv.compression.prompt import LayerPrompt
@@ -160,8 +161,8 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
         reading.measures.append(measure)
 
     def compress_all(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        cache = kwargs.get("past_key_values")
-        cache = getattr(output, "past_key_values", None) if cache is None else cache
+        cache = cache_in(kwargs)
+        cache = cache_of(output) if cache is None else cache
         if reading.prompts and cache is not None:
             _replace(cache, method, reading.prompts, reading.measures)
         reading.prompts, reading.measures = [], []

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
 from inducekv.attention_masks import real_tokens
+from inducekv.cache_name import cache_in
 from inducekv.compression.layer import CompressedLayer
 from inducekv.compression.prompt import LayerPrompt
 from inducekv.families import Family, family_of
@@ -37,7 +38,7 @@ class PromptReading:
 
     def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.prompts, self.measures = [], []
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         self.past = 0 if cache is None else int(cache.get_seq_length())
         if self.past:
             return
@@ -101,7 +102,7 @@ def prompt_reading(model: nn.Module) -> PromptReading:
 def arguments_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Any]:
     """The hidden states and the cache that an attention module was called with."""
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-    return hidden, kwargs.get("past_key_values")
+    return hidden, cache_in(kwargs)
 
 
 def shared_hooks(reading: PromptReading) -> list[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from inducekv.backbone import Backbone
+from inducekv.cache_name import CACHE
 from inducekv.continual.ledger import HALF, Dimensions, Ledger, count_that_fits
 from inducekv.continual.methods.storage import Tensors
 from inducekv.continual.methods.trained import TrainedMethod, frozen, put
@@ -118,10 +119,8 @@ def prompts_as_memory(
         read: which of the prompts each row reads; None: there is one, or one for each.
     """
     tokens = prompts.shape[1]
-    output = backbone.text_model(
-        inputs_embeds=prompts.to(backbone.dtype), past_key_values=DynamicCache(), use_cache=True
-    )
-    layers = output.past_key_values.layers
+    output = backbone.text_model(inputs_embeds=prompts.to(backbone.dtype), **{CACHE: DynamicCache()}, use_cache=True)
+    layers = output[CACHE].layers
     keys, values = (torch.stack([getattr(layer, name) for layer in layers], 1) for name in ("keys", "values"))
     back = torch.full((len(prompts),), backbone.family.first_position - tokens, device=keys.device)
     keys = shift_keys(backbone.text_model, keys, back)
