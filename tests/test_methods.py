@@ -292,3 +292,22 @@ def test_training_on_a_loss_that_is_no_number_stops_and_says_what_to_do():
             SILENT,
             "LoRA",
         )
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "sequential_lora", "prompt_tuning", "l2p"])
+def test_questions_are_answered_so_many_at_once(name, monkeypatch):
+    backbone = tiny.llava()
+    method = make_method(name, backbone, budget=BUDGET, seed=0, stream_length=1, max_new_tokens=2, **ROWS[name])
+    method.learn(Experience("words", tuple(named(i, "zorb") for i in range(3)), (named(3, "zorb"),)))
+    asked, rows = [named(i + 10, "zorb") for i in range(5)], []
+    generate = backbone.model.generate
+
+    def counted(**inputs):
+        rows.append(len(inputs["input_ids"]))
+        return generate(**inputs)
+
+    monkeypatch.setattr(backbone.model, "generate", counted)
+    answers = method.answer(asked)
+    method.batch_size = 2
+    assert method.answer(asked) == answers
+    assert rows == [5, 2, 2, 1]

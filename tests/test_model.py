@@ -54,6 +54,12 @@ def test_a_batch_answers_as_one_by_one(model):
     assert model.answer_all([]) == []
 
 
+def test_answers_without_sources_are_the_same(model):
+    named, plain = (model.answer_all(asked(), max_new_tokens=4, sources=sources) for sources in (True, False))
+    assert [answer.text for answer in plain] == [answer.text for answer in named]
+    assert all(answer.sources for answer in named) and not any(answer.sources for answer in plain)
+
+
 def test_attention_mass_of_a_prompt_does_not_depend_on_the_batch(model):
     questions = asked()
     together = model.answer_all(questions, max_new_tokens=1)

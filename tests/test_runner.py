@@ -178,6 +178,24 @@ def test_an_oracle_gets_labels_and_is_not_asked_ahead(tmp_path):
     assert np.isnan(found.matrix[np.triu_indices(4, 1)]).all()
 
 
+@pytest.mark.parametrize(("asked", "given"), [(None, 128), (7, 7)])
+def test_methods_are_told_how_many_questions_to_answer_at_once(tmp_path, monkeypatch, asked, given):
+    told = []
+    answer = bench_fakes.Parrot.answer
+
+    def counted(self, examples, progress=None, task=None):
+        told.append(self.batch_size)
+        return answer(self, examples, progress, task)
+
+    monkeypatch.setattr(bench_fakes.Parrot, "answer", counted)
+    Bench(tmp_path, bench_fakes.backbone, batch_size=asked).run(Pass("fake", ("parrot",), 1000, 0))
+    assert set(told) == {given}
+    monkeypatch.setattr(bench, "SMALL", 0)
+    told.clear()
+    Bench(tmp_path, bench_fakes.backbone).run(Pass("fake", ("parrot",), 1001, 0))
+    assert set(told) == {32}
+
+
 KILLED = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -185,7 +203,7 @@ import bench_fakes
 from pathlib import Path
 from inducekv.continual.bench import Bench, Pass, Settings
 bench_fakes.install()
-Bench(Path({folder!r}), lambda: None, Settings(), say=print).run(Pass("fake", ("parrot", "echo"), 1000, 0))
+Bench(Path({folder!r}), bench_fakes.backbone, Settings(), say=print).run(Pass("fake", ("parrot", "echo"), 1000, 0))
 """
 
 

@@ -158,6 +158,7 @@ class InducedModel:
         memory: Memories = OWN,
         progress: Progress = SILENT,
         max_new_tokens: int = 32,
+        sources: bool = True,
         **options: Any,
     ) -> list[Answer]:
         """Answers many questions in batches, each reading its own entries; answers in `examples` are not looked at.
@@ -167,6 +168,8 @@ class InducedModel:
             memory: as in `attached`; a list holds one for each example.
             progress: told about batches.
             max_new_tokens: longest answer in tokens.
+            sources: also say which entries each answer read, which takes the attention mass of each; False: faster,
+                and `Answer.sources` is empty.
             options: to `model.generate`.
 
         Raises:
@@ -193,7 +196,10 @@ class InducedModel:
             for place, row in enumerate(rows.tolist()):
                 read[row] = lookups[0].sources(masses, place, len(rows))
 
-        texts = self.backbone.generate(prepared, injection, max_new_tokens, on_batch=note, progress=progress, **options)
+        on_batch = note if sources else None
+        texts = self.backbone.generate(
+            prepared, injection, max_new_tokens, on_batch=on_batch, progress=progress, **options
+        )
         return [Answer(text, read.get(row, [])) for row, text in enumerate(texts)]
 
     def score(self, examples: Sequence[Example], *, progress: Progress = SILENT) -> Scores:

@@ -77,6 +77,10 @@ def run(
         int,
         typer.Option(min=1, help="Processes that run methods side by side, each with a model of its own."),
     ] = 1,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Questions answered in one forward pass; by default 128 for a small model, else 32."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Run methods over streams and write one JSON file for each method, budget and seed.
@@ -105,7 +109,14 @@ def run(
             )
         first = not quiet
         written, left_out = run_in_processes(
-            results, todo, jobs, settings, root=root, say=_say(first), progress=console_progress(quiet)
+            results,
+            todo,
+            jobs,
+            settings,
+            root=root,
+            batch_size=batch_size,
+            say=_say(first),
+            progress=console_progress(quiet),
         )
     else:
         ranks = Ranks.of_environment()
@@ -116,6 +127,7 @@ def run(
             settings,
             root=root,
             ranks=ranks,
+            batch_size=batch_size,
             say=_say(first),
             progress=console_progress(not first),
         )

@@ -33,6 +33,9 @@ from inducekv.ranks import Ranks
 
 Say = Callable[[str], None]
 
+SMALL = 100_000_000
+"""Parameters of a model whose steps take longer for their calls than for their arithmetic, at most. CHOICE."""
+
 
 def passes(stream: str, methods: Sequence[str], budgets: Sequence[int], seeds: Sequence[int]) -> Iterator[Pass]:
     """Every pass that these ask for, seed by seed, cheapest budget first.
@@ -78,6 +81,7 @@ class Bench:
         settings: of all passes.
         root: folder of the streams' data, for streams that are not generated.
         ranks: this process among several.
+        batch_size: questions answered in one forward pass, at most; None: 128 for a small model, else 32.
         say: gets a line about each pass.
 
     Attributes:
@@ -92,11 +96,13 @@ class Bench:
         *,
         root: Path | None = None,
         ranks: Ranks | None = None,
+        batch_size: int | None = None,
         say: Say = lambda line: None,
         progress: Progress = SILENT,
     ) -> None:
         self._folder, self._load, self._settings, self._root = folder, load, settings or Settings(), root
         self._ranks, self._say, self._progress = ranks or Ranks(), say, progress
+        self._batch_size = batch_size
         self.left_out: list[str] = []
         self._backbone: Backbone | None = None
         self._uncompared: list[Pass] = []
@@ -125,6 +131,7 @@ class Bench:
             return self._leave_out(f"{one}: left out, {error}")
         for method in methods:
             method.ranks = self._ranks
+            method.batch_size = self._batch_size or _batch_size_for(backbone)
         identity = {
             **asdict(one),
             **asdict(self._settings),
@@ -272,6 +279,10 @@ class Bench:
             settings=asdict(self._settings),
             versions=versions(),
         )
+
+
+def _batch_size_for(backbone: Backbone) -> int:
+    return 128 if sum(parameter.numel() for parameter in backbone.model.parameters()) <= SMALL else 32
 
 
 def _methods(one: Pass, backbone: Backbone, stream_length: int, settings: Settings) -> list[Method]:

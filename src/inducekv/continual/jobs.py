@@ -29,6 +29,7 @@ def run_in_processes(
     settings: Settings | None = None,
     *,
     root: Path | None = None,
+    batch_size: int | None = None,
     say: Say = lambda line: None,
     progress: Progress = SILENT,
 ) -> tuple[list[Path], list[str]]:
@@ -44,6 +45,7 @@ def run_in_processes(
         jobs: processes, at least 1.
         settings: of all passes.
         root: folder of the streams' data.
+        batch_size: as `Bench` takes it.
         say: gets the lines about a pass once it is over.
         progress: told of passes; what happens within them stays unseen.
 
@@ -65,7 +67,7 @@ def run_in_processes(
         progress.advance(len(done))
         left_out: list[str] = []
         left = [one for one in todo if one not in done]
-        with closing(_outcomes(left, done, jobs, (folder, settings, root))) as outcomes:
+        with closing(_outcomes(left, done, jobs, (folder, settings, root, batch_size))) as outcomes:
             for outcome in outcomes:
                 for line in outcome.said:
                     say(line)
@@ -90,7 +92,7 @@ class _Outcome:
 
 
 def _outcomes(
-    todo: Sequence[Pass], done: Sequence[Pass], jobs: int, bench: tuple[Path, Settings, Path | None]
+    todo: Sequence[Pass], done: Sequence[Pass], jobs: int, bench: tuple[Path, Settings, Path | None, int | None]
 ) -> Generator[_Outcome, None, None]:
     """Of each pass as it ends. Where this is left early, the processes end at once, whatever they are at."""
     if not todo:
@@ -121,13 +123,22 @@ _bench: Bench
 _said: list[str] = []
 
 
-def _start(folder: Path, settings: Settings, root: Path | None, jobs: int, watched: Connection) -> None:
+def _start(
+    folder: Path, settings: Settings, root: Path | None, batch_size: int | None, jobs: int, watched: Connection
+) -> None:
     """Makes this process's bench, which loads the backbone when the first pass needs it."""
     global _bench
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the first process ends the others
     threading.Thread(target=_end_with, args=(watched,), daemon=True).start()
     torch.set_num_threads(min(torch.get_num_threads(), max(1, _cores() // jobs)))
-    _bench = Bench(folder, lambda: load_backbone(settings.model), settings, root=root, say=_said.append)
+    _bench = Bench(
+        folder,
+        lambda: load_backbone(settings.model),
+        settings,
+        root=root,
+        batch_size=batch_size,
+        say=_said.append,
+    )
 
 
 def _end_with(watched: Connection) -> None:

@@ -68,7 +68,9 @@ class InduceKV(Method):
             return f"task {self.learned + 1}"
 
     def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
-        answers = self.model.answer_all(list(examples), progress=progress, max_new_tokens=self._max_new_tokens)
+        answers = self.model.answer_all(
+            list(examples), progress=progress, max_new_tokens=self._max_new_tokens, sources=False
+        )
         return [answer.text for answer in answers]
 
     @property

@@ -80,7 +80,7 @@ class PrefixMethod(TrainedMethod):
     @torch.no_grad()
     def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
         backbone = self._backbone
-        prepared = backbone.prepare(examples, False)
+        prepared = backbone.prepare(examples, False, batch_size=self.batch_size)
         asked = backbone.query_keys(prepared, key_pool="last", progress=progress) if self.keyed else None
         with self.attached(self.weights) as encoder:
 

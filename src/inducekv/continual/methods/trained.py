@@ -158,7 +158,9 @@ class TrainedMethod(Method):
 
     def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
         with self.attached(self.weights):
-            return self._backbone.generate(examples, max_new_tokens=self._max_new_tokens, progress=progress)
+            return self._backbone.generate(
+                examples, max_new_tokens=self._max_new_tokens, batch_size=self.batch_size, progress=progress
+            )
 
     @property
     def deployed_bytes(self) -> int:

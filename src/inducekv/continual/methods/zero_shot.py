@@ -21,15 +21,14 @@ class ZeroShot(Method):
     reference: ClassVar[bool] = True
     deployed_bytes = 0
 
-    def __init__(self, backbone: Backbone, max_new_tokens: int = 32, batch_size: int = 32) -> None:
+    def __init__(self, backbone: Backbone, max_new_tokens: int = 32) -> None:
         self._backbone = backbone
         self._max_new_tokens = max_new_tokens
-        self._batch_size = batch_size
 
     def learn(self, experience: Experience, progress: Progress = SILENT) -> None:
         pass
 
     def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
         return self._backbone.generate(
-            examples, max_new_tokens=self._max_new_tokens, batch_size=self._batch_size, progress=progress
+            examples, max_new_tokens=self._max_new_tokens, batch_size=self.batch_size, progress=progress
         )
