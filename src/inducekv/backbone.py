@@ -1,7 +1,8 @@
 """A frozen Hugging Face vision-language model with its processor: encode, score answers, generate."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from inducekv.attention import Attachment, InFlight, Provider, attached
+from inducekv.byte_cache import ByteCache
 from inducekv.config import DEFAULT_KEY_POOL, KeyPool
 from inducekv.decoder import state_kept, state_of, text_inputs
 from inducekv.devices import device_of
@@ -22,7 +24,7 @@ from inducekv.injection import Injection
 from inducekv.loading import loaded
 from inducekv.preparing import batched
 from inducekv.progress import SILENT, Progress
-from inducekv.rendering import Batch, Prepared, render
+from inducekv.rendering import Batch, Prepared, Rendered, render
 from inducekv.retrieval_key import key_dim, retrieval_key
 from inducekv.scoring import Scores, answer_nll
 
@@ -42,6 +44,8 @@ class Backbone:
         family: the row of `families.FAMILIES`.
         layers, kv_heads, head_dim, hidden_size: sizes of the text decoder.
         image_token: id that stands for a picture's tokens; None for a text-only model.
+        rendered: examples rendered last, kept under a limit of bytes (0: none) for who asks the same questions again
+            and again; pictures of examples must then not be drawn on.
 
     Raises:
         ValueError: the model's family is not supported.
@@ -59,6 +63,7 @@ class Backbone:
         self.head_dim = int(getattr(config, "head_dim", None) or self.hidden_size // config.num_attention_heads)
         image = self.family.image_token
         self.image_token: int | None = None if image is None else int(getattr(model.config, image))
+        self.rendered = ByteCache[Rendered](0, attrgetter("nbytes"))
         self._embedding_hash: str | None = None
 
     @classmethod
@@ -115,7 +120,8 @@ class Backbone:
         ends, rendered = self.end_tokens, []
         progress.start("reading examples", len(examples))
         for example, before in zip(examples, shown or [()] * len(examples), strict=True):
-            rendered.append(render(self.processor, example, with_answer, ends, before))
+            make = partial(render, self.processor, example, with_answer, ends, before)
+            rendered.append(make() if before else self.rendered.get((example, int(with_answer)), make))
             progress.advance()
         progress.stop()
         return batched(self, rendered, batch_size, embed)

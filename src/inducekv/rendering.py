@@ -32,6 +32,10 @@ class Rendered:
     def tokens(self) -> int:
         return self.inputs["input_ids"].shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in self.inputs.values())
+
 
 @dataclass(frozen=True)
 class Batch:

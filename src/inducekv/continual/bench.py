@@ -33,6 +33,8 @@ from inducekv.ranks import Ranks
 
 Say = Callable[[str], None]
 
+RENDERED = "256MiB"
+"""Of questions as model inputs, kept between the rows of a matrix: after each task all earlier ones are asked again."""
 SMALL = 100_000_000
 """Parameters of a model whose steps take longer for their calls than for their arithmetic, at most. CHOICE."""
 
@@ -214,6 +216,7 @@ class Bench:
     def _loaded(self) -> Backbone:
         if self._backbone is None:
             self._backbone = self._load()
+            self._backbone.rendered.limit = RENDERED
             for one in self._uncompared:
                 self.compare(one)
         return self._backbone
