@@ -296,6 +296,37 @@ def test_phi_is_fitted_at_the_start_and_after_every_few_steps_that_are_kept(monk
     assert fits == ([module.WARM_UP] + [inner_steps] * (kept // module.REFIT) if inner_steps else [])
 
 
+@pytest.mark.parametrize("hypergradient", ["first_order", "implicit"])
+def test_a_gradient_is_taken_once_for_the_same_questions_until_a_step_is_kept(monkeypatch, hypergradient):
+    module = import_module("inducekv.selection.bilevel")
+    table, made = dict(module.HYPERGRADIENTS), []
+
+    def counted(*given):
+        made.append(given[3:])
+        return table[hypergradient](*given)
+
+    problem, _ = planted(1)
+    config = InduceKVConfig(hypergradient=hypergradient, outer_steps=30, inner_steps=1)
+
+    def selected():
+        made.clear()
+        return SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
+
+    monkeypatch.setattr(module, "HYPERGRADIENTS", {hypergradient: counted})
+    once = selected()
+    spared = len(once.history) - len(made)
+    assert spared > 0
+
+    class Forgetful(dict):
+        def __contains__(self, key):
+            return False
+
+    monkeypatch.setattr(module, "Gradients", Forgetful)
+    anew = selected()
+    assert len(made) == len(anew.history) == len(once.history)
+    assert anew.chosen == once.chosen and torch.equal(anew.phi, once.phi) and anew.history == once.history
+
+
 def test_facility_location_leaves_no_entry_far_from_all_that_are_kept():
     generator = torch.Generator().manual_seed(0)
     centres = unit(torch.randn(6, 16, generator=generator))

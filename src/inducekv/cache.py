@@ -28,8 +28,9 @@ def as_cache(
 ) -> tuple[DynamicCache, dict[str, Any]]:
     """A cache that holds the memory already, and what `generate` takes with it.
 
-    `cache, kwargs = as_cache(...)`, then `model.generate(past_key_values=cache, **kwargs)`. A cache serves one call:
-    `generate` lets it grow. Sequences start with `input_ids` as always; the memory is not part of them.
+    `cache, kwargs = as_cache(...)`, then `model.generate(past_key_values=cache, **kwargs)` (from transformers 5.24 on
+    also `cache=cache`). A cache serves one call: `generate` lets it grow. Sequences start with `input_ids` as always;
+    the memory is not part of them.
 
     The memory takes positions before the prompt's first token, which moves up by the row's memory tokens, where
     `generate` expects it. Layers with a sliding window read what lies within the window.

@@ -9,7 +9,7 @@ from inducekv.progress import SILENT, Progress
 from inducekv.selection.calibration import PhiFitter
 from inducekv.selection.herding import herding
 from inducekv.selection.hypergradient import HYPERGRADIENTS
-from inducekv.selection.objective import Measured
+from inducekv.selection.objective import Batch, Measured, Terms
 from inducekv.selection.problem import Selection, SelectionProblem
 from inducekv.selection.rounding import indicator, round_weights
 from inducekv.selection.simplex import project
@@ -33,6 +33,9 @@ REFIT = 2
 """phi is fitted again at every so many-th step that is kept. CHOICE: all questions must be asked anew for it."""
 PATIENCE = 8
 """It ends after so many steps in a row that were taken back. CHOICE."""
+
+Gradients = dict[tuple[Batch, ...], tuple[Tensor, Terms]]
+"""dJ/dw and J's terms by the questions they were taken on."""
 
 
 def bilevel(
@@ -78,16 +81,15 @@ def bilevel(
     velocity, aversion = torch.zeros_like(weights), torch.zeros_like(weights)
     exchanges = max(1.0, config.outer_lr * len(chosen))
     history, refused, taken = [], 0, 0
+    known = Gradients()  # where the weights are now
     progress.start("choosing entries", config.outer_steps)
     for step in range(config.outer_steps):
         held = indicator(chosen, len(problem))
-        gradient, terms = hypergradient(
-            objective,
-            held + GHOST * (1 - held),
-            phi,
-            objective.outer_batch(generator),
-            objective.inner_batch(generator),
-        )
+        batches = objective.outer_batch(generator), objective.inner_batch(generator)
+        drawn = batches if config.hypergradient == "implicit" else batches[:1]  # which alone looks at the inner one
+        if drawn not in known:
+            known[drawn] = hypergradient(objective, held + GHOST * (1 - held), phi, *batches)
+        gradient, terms = known[drawn]
         velocity = MOMENTUM * velocity + _unit(gradient, costs)
         direction = _unit(velocity, costs) + aversion * (1 - 2 * held)
         relaxed = _step(held, direction, round(exchanges), problem)
@@ -97,6 +99,7 @@ def bilevel(
         gain, error = trial_value.gain_over(value)
         if gain > CERTAINTY * error:
             weights, chosen = relaxed, trial
+            known.clear()
             taken += 1
             phi, value = refit(chosen, phi, trial_value, config.inner_steps if taken % REFIT == 0 else 0)
             exchanges, refused = min(1.5 * exchanges, max(1.0, len(chosen) / 2)), 0
