@@ -188,26 +188,26 @@ def test_progress_counts_every_example(llava: Backbone) -> None:
     assert len(progress.stages) == 4 and all(done == total == 7 for done, total in progress.stages)
 
 
-def test_rendered_examples_are_kept_only_where_asked_and_within_bytes(llava, monkeypatch):
+def test_rendered_questions_are_kept_only_where_asked_and_within_bytes(llava, monkeypatch):
     made = []
     render = backbone_module.render
     monkeypatch.setattr(backbone_module, "render", lambda *given: (made.append(given[1]), render(*given))[1])
     first, second = tiny.example(1), tiny.example(2)
-    before = llava.prepare([first, second], True)
-    llava.prepare([first, second], True)
+    before = llava.prepare([first, second], False)
+    llava.prepare([first, second], False)
     assert len(made) == 4 and not len(llava.rendered)
     try:
         llava.rendered.limit = "64MiB"
         for _ in range(2):
-            again = llava.prepare([first, second], True)
+            again = llava.prepare([first, second], False)
         assert len(made) == 6 and len(llava.rendered) == 2
         for batch, other in zip(before.batches, again.batches, strict=True):
             assert all(torch.equal(batch.inputs[name], other.inputs[name]) for name in batch.inputs)
-        llava.prepare([first], False)  # the question alone is something else
-        llava.prepare([second], False, shown=[[first]])  # after others, never kept
-        assert len(made) == 8 and len(llava.rendered) == 3
+        llava.prepare([first], True)  # with its answer, or after others, it is something else and not kept
+        llava.prepare([second], False, shown=[[first]])
+        assert len(made) == 8 and len(llava.rendered) == 2
         llava.rendered.limit = llava.rendered.nbytes - 1
-        assert len(llava.rendered) == 2 and llava.rendered.nbytes <= llava.rendered.limit
+        assert len(llava.rendered) == 1 and llava.rendered.nbytes <= llava.rendered.limit
     finally:
         llava.rendered.limit = 0
     assert not llava.rendered.nbytes
