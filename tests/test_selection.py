@@ -17,11 +17,10 @@ from inducekv.selection import (
     indicator,
     priorities,
 )
-from inducekv.selection.facility_location import facility_order
+from inducekv.selection.facility_location import every_answer_first, facility_order
 from inducekv.selection.herding import herding_order
 from inducekv.selection.hypergradient import first_order, implicit
 from inducekv.selection.objective import Measured
-from inducekv.selection.turns import every_answer_first
 
 
 def unit(rows):
@@ -268,32 +267,6 @@ def test_herding_follows_the_mean_and_tasks_take_turns():
     problem, _ = planted(total=800.0)
     chosen = SELECTORS["herding"](problem, InduceKVConfig(), torch.Generator()).chosen
     assert sorted(problem.tasks[i] for i in chosen) == ["new"] * 4 + ["old"] * 4
-
-
-def test_herding_keeps_every_answer_of_a_task_once_before_any_twice():
-    problem, _ = planted(total=1200.0)
-    chosen = SELECTORS["herding"](problem, InduceKVConfig(), torch.Generator()).chosen
-    for task in ("new", "old"):
-        kept = [problem.answers[i] for i in chosen if problem.tasks[i] == task]
-        assert sorted(kept) == sorted(set(problem.answers)), "six entries, six answers"
-
-
-@pytest.mark.parametrize("inner_steps", [0, 1])
-def test_phi_is_fitted_at_the_start_and_after_every_few_steps_that_are_kept(monkeypatch, inner_steps):
-    module, fits = import_module("inducekv.selection.bilevel"), []
-    fit = module.PhiFitter.fit
-
-    def counted(self, weights, steps, generator):
-        fits.append(steps)
-        return fit(self, weights, steps, generator)
-
-    monkeypatch.setattr(module.PhiFitter, "fit", counted)
-    problem, _ = planted(1)
-    config = InduceKVConfig(outer_steps=30, inner_steps=inner_steps)
-    history = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0)).history
-    kept = sum(step["kept"] and step["exchanged"] > 0 for step in history)
-    assert kept >= 2
-    assert fits == ([module.WARM_UP] + [inner_steps] * (kept // module.REFIT) if inner_steps else [])
 
 
 @pytest.mark.parametrize("hypergradient", ["first_order", "implicit"])

@@ -92,7 +92,7 @@ class InduceKVConfig:
     candidates: int = 256
     anchors: int = 128
     beta: float = 1.0
-    gamma: float = 0.1
+    gamma: float = 0.01
     epsilon: float = 1e-3
     projection_dim: int = 32
     inner_steps: int = 2

@@ -1,6 +1,9 @@
 """Facility location: each task keeps the entries that every other entry has a near one among."""
 
 import heapq
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Float
@@ -10,7 +13,7 @@ from torch.nn.functional import normalize
 from inducekv.config import InduceKVConfig
 from inducekv.progress import SILENT, Progress
 from inducekv.selection.problem import Selection, SelectionProblem, chosen_only
-from inducekv.selection.turns import every_answer_first, take_turns
+from inducekv.selection.turns import take_turns
 
 DECIMALS = 9
 """Of gains that are compared: those that differ by less are the same, on every machine."""
@@ -62,3 +65,13 @@ def facility_order(keys: Float[Tensor, "entries key_dim"]) -> list[int]:
             order.append(index)
             nearest = torch.maximum(nearest, similarity)
     return order
+
+
+def every_answer_first(order: Sequence[int], answers: Sequence[str]) -> list[int]:
+    """The order in rounds: first one entry of every answer, then a second of every answer that has one, and so on."""
+    of_answer: dict[str, list[int]] = defaultdict(list)
+    place = {index: rank for rank, index in enumerate(order)}
+    for index in order:
+        of_answer[answers[index]].append(index)
+    rounds = zip_longest(*of_answer.values())
+    return [i for each in rounds for i in sorted((i for i in each if i is not None), key=place.__getitem__)]

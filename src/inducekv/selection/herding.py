@@ -9,7 +9,7 @@ from torch import Tensor
 from inducekv.config import InduceKVConfig
 from inducekv.progress import SILENT, Progress
 from inducekv.selection.problem import Selection, SelectionProblem, chosen_only
-from inducekv.selection.turns import every_answer_first, take_turns
+from inducekv.selection.turns import take_turns
 
 
 def herding(
@@ -21,18 +21,13 @@ def herding(
     """Herding of retrieval keys (Welling 2009; as in iCaRL, Rebuffi et al. 2017, algorithm 4), tasks taking turns.
 
     CHOICE: tasks, not classes, are the groups, since an answer may be free text; at each turn the task that has spent
-    the fewest bytes adds its next entry. Within a task every answer comes once before any comes a second time.
+    the fewest bytes adds its next entry.
     """
-    costs = problem.costs.tolist()
-    return chosen_only(problem, herd(problem.keys, costs, problem.total, problem.tasks, problem.answers))
+    return chosen_only(problem, herd(problem.keys, problem.costs.tolist(), problem.total, problem.tasks))
 
 
 def herd(
-    keys: Float[Tensor, "entries key_dim"],
-    costs: Sequence[int | float],
-    total: int | float,
-    tasks: Sequence[str],
-    answers: Sequence[str] | None = None,
+    keys: Float[Tensor, "entries key_dim"], costs: Sequence[int | float], total: int | float, tasks: Sequence[str]
 ) -> list[int]:
     """Places of the entries that herding keeps, in the order in which they are added.
 
@@ -41,13 +36,11 @@ def herd(
         costs: bytes each entry would take.
         total: bytes there are.
         tasks: the task of each entry.
-        answers: of each entry; given, a task's every answer comes once before any comes a second time.
     """
     queues = {}
     for task in dict.fromkeys(tasks):
         members = torch.tensor([index for index, name in enumerate(tasks) if name == task])
-        order = members[herding_order(keys[members])].tolist()
-        queues[task] = order if answers is None else every_answer_first(order, answers)
+        queues[task] = members[herding_order(keys[members])].tolist()
     return take_turns(queues, costs, total)
 
 

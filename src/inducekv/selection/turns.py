@@ -1,8 +1,6 @@
-"""Taking turns: how a memory's bytes are shared where nothing says which task, or which answer, needs them more."""
+"""Tasks taking turns: how a memory's bytes are shared where nothing says which task needs them more."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
 
 
 def take_turns(queues: Mapping[str, Iterable[int]], costs: Sequence[int | float], total: int | float) -> list[int]:
@@ -24,13 +22,3 @@ def take_turns(queues: Mapping[str, Iterable[int]], costs: Sequence[int | float]
             left -= costs[index]
             spent[task] += costs[index]
     return chosen
-
-
-def every_answer_first(order: Sequence[int], answers: Sequence[str]) -> list[int]:
-    """The order in rounds: first one entry of every answer, then a second of every answer that has one, and so on."""
-    of_answer: dict[str, list[int]] = defaultdict(list)
-    place = {index: rank for rank, index in enumerate(order)}
-    for index in order:
-        of_answer[answers[index]].append(index)
-    rounds = zip_longest(*of_answer.values())
-    return [i for each in rounds for i in sorted((i for i in each if i is not None), key=place.__getitem__)]
