@@ -69,7 +69,7 @@ def test_the_grid_starts_at_the_configuration_and_has_every_method_and_format() 
     found = grid(start, LAYERS, METHODS)
     assert found[0] == start and len(set(found)) == len(found)
     assert {(p.method, p.payload_dtype) for p in found} >= {(m, d) for m in METHODS for d in PAYLOAD_DTYPES}
-    assert {spans(p.payload_layers) for p in found} == {"0-2", "1-2", "0-1", "0,2", "1"}
+    assert {spans(p.payload_layers) for p in found} == {"0-2", "1-2", "0-1", "0,2", "1", "2"}
     assert start_of(config(payload="none", payload_dtype="bfloat16"), LAYERS).method == ("keep_answer", 0)
 
 
@@ -298,7 +298,8 @@ def test_auto_is_for_an_induced_model(llava: tiny.Backbone) -> None:
         ([2, 1], ValueError, "ascending, different and at least one, got \\[2, 1\\]"),
         ([], ValueError, "at least one"),
         ([1, 1], ValueError, "different"),
-        ([-1], ValueError, "at least 0, got -1"),
+        ([-1, 0], ValueError, "all from the start or all from the end"),
+        ([-1, -2], ValueError, "ascending"),
         ([True], TypeError, "whole number"),
         ("all", TypeError, "a list of layers, or None"),
     ],
@@ -319,8 +320,27 @@ def test_only_stored_layers_read(llava: tiny.Backbone) -> None:
         assert attachment.injection is not None and tuple(attachment.injection.layers) == (0, 2)
     with pytest.raises(ValueError, match=r"of layers \[0, 2\], the configuration says \[1\]"):
         InducedModel.from_pretrained(llava, memory=model.memory, config=config(payload_layers=(1,)))
-    with pytest.raises(ValueError, match=r"from 0 to 2 for this model; got \[3\]"):
+    with pytest.raises(ValueError, match=r"from 0 to 2 \(or from -3 to -1\) for this model; got \[3\]"):
         empty_memory(llava, config(payload_layers=(3,)))
+    with pytest.raises(ValueError, match=r"got \[-4, -1\]"):
+        empty_memory(llava, config(payload_layers=(-4, -1)))
+
+
+def test_layers_may_count_from_the_end(llava: tiny.Backbone, tmp_path: Path) -> None:
+    ends = InducedModel.from_pretrained(llava, config=config(payload_layers=(-2, -1)))
+    ends.learn(TASKS["first"][:4], task="first")
+    starts = InducedModel.from_pretrained(llava, config=config(payload_layers=(1, 2)))
+    starts.learn(TASKS["first"][:4], task="first")
+    assert ends.memory.layers == starts.memory.layers == (1, 2)
+    for one, other in zip(ends.memory.entries, starts.memory.entries, strict=True):
+        assert torch.equal(one.payload.keys, other.payload.keys)
+    ends.save_memory(tmp_path)
+    again = InducedModel.from_pretrained(llava, memory=tmp_path)
+    assert again.config.payload_layers == (-2, -1)
+    again.learn(TASKS["second"][:4], task="second")
+    assert again.memory.layers == (1, 2)
+    with pytest.raises(ValueError, match=r"of layers \[1, 2\], the configuration says \[-1\]"):
+        InducedModel.from_pretrained(llava, memory=ends.memory, config=config(payload_layers=(-1,)))
 
 
 # -- the command

@@ -27,9 +27,7 @@ def empty_memory(backbone: Backbone, config: InduceKVConfig) -> KVMemory:
         BudgetError: the budget is too small even for an empty memory.
     """
     layout = Layout(
-        storable_layers(backbone, config)
-        if config.payload_layers is None
-        else _checked_layers(config.payload_layers, storable_layers(backbone, config), config.retrieval),
+        payload_layers(backbone, config),
         backbone.kv_heads,
         backbone.head_dim,
         key_dim(backbone.hidden_size, config.key_pool),
@@ -57,11 +55,21 @@ def storable_layers(backbone: Backbone, config: InduceKVConfig) -> tuple[int, ..
     return tuple(range(lowest, backbone.layers))
 
 
-def _checked_layers(wanted: tuple[int, ...], possible: tuple[int, ...], retrieval: str) -> tuple[int, ...]:
+def payload_layers(backbone: Backbone, config: InduceKVConfig) -> tuple[int, ...]:
+    """The model's layers that a configuration stores, ascending, counted from the start.
+
+    Raises:
+        ValueError: the model lacks one, or in flight one is not above the key layer.
+    """
+    possible = storable_layers(backbone, config)
+    if config.payload_layers is None:
+        return possible
+    wanted = tuple(layer + backbone.layers if layer < 0 else layer for layer in config.payload_layers)
     if wanted[0] < possible[0] or wanted[-1] > possible[-1]:
-        why = "" if retrieval == "two_pass" else " with in-flight retrieval, which reads above the key layer"
+        why = "" if config.retrieval == "two_pass" else " with in-flight retrieval, which reads above the key layer"
         raise ValueError(
-            f"payload_layers must be from {possible[0]} to {possible[-1]} for this model{why}; got {list(wanted)}"
+            f"payload_layers must be from {possible[0]} to {possible[-1]} (or from {possible[0] - backbone.layers} to "
+            f"-1) for this model{why}; got {list(config.payload_layers)}"
         )
     return wanted
 
@@ -138,7 +146,7 @@ def check_config(backbone: Backbone, memory: KVMemory, config: InduceKVConfig) -
             f"the memory stores payloads as {memory.payload_dtype}, the configuration says {config.payload_dtype}; "
             "use the memory's, or learn into a new memory"
         )
-    if config.payload_layers is not None and config.payload_layers != memory.layout.layers:
+    if config.payload_layers is not None and payload_layers(backbone, config) != memory.layout.layers:
         raise ValueError(
             f"the memory holds payloads of layers {list(memory.layout.layers)}, the configuration says "
             f"{list(config.payload_layers)}; use the memory's, or learn into a new memory"

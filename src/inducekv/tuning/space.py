@@ -60,13 +60,13 @@ def spans(layers: tuple[int, ...]) -> str:
 
 
 def start_of(config: InduceKVConfig, layers: tuple[int, ...]) -> Point:
-    """The point that a configuration stands at; one that is no point of the search gives the default's tokens."""
+    """The point of a configuration that stores `layers`; the default's tokens if it is no point of the search."""
     payload = config.payload if isinstance(config.payload, str) else "keep_answer"
     tokens = config.payload_tokens
     if tokens not in LADDERS.get(payload, ()):
         payload, tokens = "keep_answer", 0
     dtype: PayloadDtype = config.payload_dtype if config.payload_dtype in PAYLOAD_DTYPES else "float16"
-    return Point(payload, tokens, dtype, config.key_dtype, config.payload_layers or layers)
+    return Point(payload, tokens, dtype, config.key_dtype, layers)
 
 
 def grid(start: Point, layers: tuple[int, ...], methods: tuple[tuple[str, int], ...]) -> list[Point]:
@@ -88,9 +88,10 @@ def grid(start: Point, layers: tuple[int, ...], methods: tuple[tuple[str, int], 
 
 
 def parts(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Layers that a coarse search tries: all, the upper and the lower half, every other."""
-    half = len(layers) // 2
+    """Layers that a coarse search tries: all, the upper and the lower half, every other, the upper quarter."""
+    half, quarter = len(layers) // 2, -(-len(layers) // 4)
     some = [layers, layers[half:], layers[: len(layers) - half], layers[len(layers) % 2 - 1 :: 2], layers[1::2]]
+    some.append(layers[-quarter:])
     return [part for part in dict.fromkeys(some) if part]
 
 

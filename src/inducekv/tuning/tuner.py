@@ -11,7 +11,7 @@ from typing import Any
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig
 from inducekv.examples import Example
-from inducekv.memory_config import storable_layers
+from inducekv.memory_config import payload_layers, storable_layers
 from inducekv.progress import SILENT, Progress
 from inducekv.tuning.measure import Bench, Measured
 from inducekv.tuning.search import Search
@@ -105,7 +105,7 @@ def tune(
     split = split_of(tasks, questions, config.candidates, config.seed)
     budget = config.budget_bytes * len(tasks) // (tasks_in_all or len(tasks))
     layers = storable_layers(backbone, config)
-    start = start_of(config, layers)
+    start = start_of(config, payload_layers(backbone, config))
     bench = Bench(backbone, split, config, budget, METHODS, progress)
     search = Search(bench, layers, METHODS, points, progress)
     best = search.run(start)
