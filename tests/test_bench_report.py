@@ -15,7 +15,7 @@ pd = pytest.importorskip("pandas")
 pytest.importorskip("matplotlib")
 
 from inducekv.continual.report import tables  # noqa: E402
-from inducekv.continual.report.bench import markdown_text, write_bench_report  # noqa: E402
+from inducekv.continual.report.bench import _along_bytes, markdown_text, write_bench_report  # noqa: E402
 from inducekv.continual.report.pictures import by_last  # noqa: E402
 from inducekv.continual.report.questions import shown_questions  # noqa: E402
 from inducekv.continual.report.style import looks  # noqa: E402
@@ -131,3 +131,11 @@ def test_questions_are_shown_only_of_the_very_stream_that_was_asked(monkeypatch)
     assert [said.title for said in shown[0].said] == [found[0].title for found in by_last(right).values()]
     assert shown[0].images
     assert shown_questions([result("inducekv")]) == []
+
+
+def test_an_ablation_has_a_line_along_the_bytes_if_it_was_run_at_several_budgets():
+    ours = [result("inducekv", budget=budget) for budget in (1000, 2000)]
+    swept = [result("inducekv/fast", budget=budget) for budget in (1000, 2000)]
+    single = [result("inducekv/random", budget=1000)]
+    assert list(_along_bytes([*ours, *swept, *single])) == [*ours, *swept]
+    assert _along_bytes(single) == single

@@ -105,18 +105,27 @@ def write_bench_report(
 
 
 def _pictures(found: Sequence[Result], drawn: Mapping[str, Look]) -> dict[str, bytes]:
-    """PNG by name; of the main budget where a picture shows one. Ablations only have heat maps and rows."""
+    """PNG by name; of the main budget where a picture shows one.
+
+    Ablations only have heat maps and rows, and a line along the bytes if they were run at several budgets.
+    """
     full = [result for result in found if result.budget == tables.main_budget(found)]
     lines = [result for result in full if "/" not in result.method] or full
     images = {
         "accuracy-so-far": pictures.accuracy_so_far(lines, dict(drawn)),
         "forgetting": pictures.forgetting_curves(lines, dict(drawn)),
-        "accuracy-against-bytes": pictures.accuracy_against_bytes(
-            [result for result in found if "/" not in result.method] or found, dict(drawn)
-        ),
+        "accuracy-against-bytes": pictures.accuracy_against_bytes(_along_bytes(found), dict(drawn)),
         "accuracy-matrices": pictures.heat_maps(full),
     }
     return images if len(found[0].tasks) > 1 else {name: images[name] for name in ("accuracy-against-bytes",)}
+
+
+def _along_bytes(found: Sequence[Result]) -> list[Result]:
+    """Without ablations that were run at a single budget, unless there is nothing else."""
+    budgets: dict[str, set[int]] = {}
+    for result in found:
+        budgets.setdefault(result.method, set()).add(result.budget)
+    return [each for each in found if "/" not in each.method or len(budgets[each.method]) > 1] or list(found)
 
 
 def _section(
