@@ -298,7 +298,7 @@ def test_auto_is_for_an_induced_model(llava: tiny.Backbone) -> None:
         ([2, 1], ValueError, "ascending, different and at least one, got \\[2, 1\\]"),
         ([], ValueError, "at least one"),
         ([1, 1], ValueError, "different"),
-        ([-1, 0], ValueError, "all from the start or all from the end"),
+        ([-1, 0], ValueError, "ascending"),
         ([-1, -2], ValueError, "ascending"),
         ([True], TypeError, "whole number"),
         ("all", TypeError, "a list of layers, or None"),
@@ -324,6 +324,10 @@ def test_only_stored_layers_read(llava: tiny.Backbone) -> None:
         empty_memory(llava, config(payload_layers=(3,)))
     with pytest.raises(ValueError, match=r"got \[-4, -1\]"):
         empty_memory(llava, config(payload_layers=(-4, -1)))
+    assert empty_memory(llava, config(payload_layers=(0, -1))).layers == (0, 2)
+    for doubled in ((2, -1), (1, -3)):
+        with pytest.raises(ValueError, match=r"ascending and different; of this model's 3 layers"):
+            empty_memory(llava, config(payload_layers=doubled))
 
 
 def test_layers_may_count_from_the_end(llava: tiny.Backbone, tmp_path: Path) -> None:

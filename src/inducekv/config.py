@@ -42,7 +42,7 @@ class InduceKVConfig:
             layer and head. A `payload` with a format of its own (`Compression.payload_dtype`) rules over it.
         key_dtype: number format of stored retrieval keys; integers are codes of the rotated key and need no scale.
         payload_layers: the model's layers that payloads are stored of and that read them, ascending; negative ones
-            count from the end (`(-1,)`: the last); `None`: all, or with in-flight retrieval all from `key_layer` up.
+            count from the end (`(0, -1)`: the first and the last); `None`: all, or with in-flight retrieval all from `key_layer` up.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's);
@@ -243,10 +243,8 @@ def _layers(layers: Any) -> tuple[int, ...]:
         raise TypeError(f"payload_layers must be a list of layers, or None for all, got {layers!r}")
     for layer in layers:
         _whole_number("each of payload_layers", layer, None)
-    if not layers or sorted(set(layers)) != list(layers):
+    if not layers or sorted(set(layers), key=lambda layer: (layer < 0, layer)) != list(layers):
         raise ValueError(f"payload_layers must be ascending, different and at least one, got {list(layers)}")
-    if layers[0] < 0 <= layers[-1]:
-        raise ValueError(f"payload_layers must count all from the start or all from the end, got {list(layers)}")
     return tuple(layers)
 
 

@@ -59,12 +59,17 @@ def payload_layers(backbone: Backbone, config: InduceKVConfig) -> tuple[int, ...
     """The model's layers that a configuration stores, ascending, counted from the start.
 
     Raises:
-        ValueError: the model lacks one, or in flight one is not above the key layer.
+        ValueError: the model lacks one, two are the same or out of order, or in flight one is not above the key layer.
     """
     possible = storable_layers(backbone, config)
     if config.payload_layers is None:
         return possible
     wanted = tuple(layer + backbone.layers if layer < 0 else layer for layer in config.payload_layers)
+    if sorted(set(wanted)) != list(wanted):
+        raise ValueError(
+            f"payload_layers must be ascending and different; of this model's {backbone.layers} layers "
+            f"{list(config.payload_layers)} are {list(wanted)}"
+        )
     if wanted[0] < possible[0] or wanted[-1] > possible[-1]:
         why = "" if config.retrieval == "two_pass" else " with in-flight retrieval, which reads above the key layer"
         raise ValueError(

@@ -89,7 +89,7 @@ def grid(start: Point, layers: tuple[int, ...], methods: tuple[tuple[str, int], 
 
 def parts(layers: tuple[int, ...]) -> list[tuple[int, ...]]:
     """Layers that a coarse search tries: all, the upper and the lower half, every other, the upper quarter."""
-    half, quarter = len(layers) // 2, -(-len(layers) // 4)
+    half, quarter = len(layers) // 2, max(1, len(layers) // 4)
     some = [layers, layers[half:], layers[: len(layers) - half], layers[len(layers) % 2 - 1 :: 2], layers[1::2]]
     some.append(layers[-quarter:])
     return [part for part in dict.fromkeys(some) if part]
