@@ -42,7 +42,8 @@ class InduceKVConfig:
             layer and head. A `payload` with a format of its own (`Compression.payload_dtype`) rules over it.
         key_dtype: number format of stored retrieval keys; integers are codes of the rotated key and need no scale.
         payload_layers: the model's layers that payloads are stored of and that read them, ascending; negative ones
-            count from the end (`(0, -1)`: the first and the last); `None`: all, or with in-flight retrieval all from `key_layer` up.
+            count from the end (`(0, -1)`: the first and the last); `None`: all, or with in-flight retrieval all from
+            `key_layer` up.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's);
