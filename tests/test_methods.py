@@ -43,6 +43,8 @@ ROWS: dict[str, dict] = {
     "inducekv/no_retention": {},
     "inducekv/no_coverage": {},
     "inducekv/no_retrieval_weighting": {},
+    "inducekv/first_and_last_layer": {},
+    "inducekv/last_layer": {},
     "inducekv/fast": {},
     "inducekv/greedy": {},
     "inducekv/facility_location": {},
