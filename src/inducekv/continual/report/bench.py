@@ -122,10 +122,8 @@ def _pictures(found: Sequence[Result], drawn: Mapping[str, Look]) -> dict[str, b
 
 def _along_bytes(found: Sequence[Result]) -> list[Result]:
     """Without ablations that were run at a single budget, unless there is nothing else."""
-    budgets: dict[str, set[int]] = {}
-    for result in found:
-        budgets.setdefault(result.method, set()).add(result.budget)
-    return [each for each in found if "/" not in each.method or len(budgets[each.method]) > 1] or list(found)
+    swept = {method for (method,), runs in group(found, "method").items() if len(group(runs, "budget")) > 1}
+    return [each for each in found if "/" not in each.method or each.method in swept] or list(found)
 
 
 def _section(
