@@ -1,6 +1,6 @@
 """A frozen Hugging Face vision-language model with its processor: encode, score answers, generate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from operator import attrgetter
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.byte_cache import ByteCache
-from inducekv.config import DEFAULT_KEY_POOL, KeyPool
+from inducekv.config import DEFAULT_KEY_POOL, InduceKVConfig, KeyPool
 from inducekv.decoder import state_kept, state_of, text_inputs
 from inducekv.devices import device_of
 from inducekv.encoded import Encoded
@@ -22,6 +22,7 @@ from inducekv.families import family_of
 from inducekv.fingerprint import embedding_hash, fingerprint_of
 from inducekv.injection import Injection
 from inducekv.loading import loaded
+from inducekv.own_config import changed
 from inducekv.preparing import batched
 from inducekv.progress import SILENT, Progress
 from inducekv.rendering import Batch, Prepared, Rendered, render
@@ -44,6 +45,7 @@ class Backbone:
         family: the row of `families.FAMILIES`.
         layers, kv_heads, head_dim, hidden_size: sizes of the text decoder.
         image_token: id that stands for a picture's tokens; None for a text-only model.
+        own_config: fields of `InduceKVConfig` that the model names for itself; see `own_config.own_fields`.
         rendered: questions rendered last, kept under a limit of bytes (0: none) for who asks the same ones again and
             again; their pictures must then not be drawn on.
 
@@ -51,10 +53,11 @@ class Backbone:
         ValueError: the model's family is not supported.
     """
 
-    def __init__(self, model: nn.Module, processor: Any) -> None:
+    def __init__(self, model: nn.Module, processor: Any, own_config: Mapping[str, Any] | None = None) -> None:
         self.family = family_of(model)
         self.model: Any = model.eval()
         self.processor = processor
+        self.own_config: dict[str, Any] = dict(own_config or {})
         self.text_model: Any = self.family.text(model)
         config = self.text_model.config
         self.layers = len(self.text_model.layers)
@@ -73,7 +76,8 @@ class Backbone:
         Code that comes with a model is never run: what it does to attention cannot be known.
 
         Raises:
-            ValueError: the family is not supported, or `trust_remote_code` is among the options.
+            ValueError: the family is not supported, `trust_remote_code` is among the options, or the model's
+                `inducekv_config.json` is not usable.
             OSError: no such model.
         """
         return cls(*loaded(name_or_path, options))
@@ -86,6 +90,14 @@ class Backbone:
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
+
+    def config(self, changes: Mapping[str, Any] | None = None) -> InduceKVConfig:
+        """The configuration that the model names for itself, the defaults for the rest, with some fields changed.
+
+        Raises:
+            ValueError, TypeError: as `InduceKVConfig`.
+        """
+        return changed(self.own_config, changes or {})
 
     # -- preparing
 

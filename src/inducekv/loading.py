@@ -13,13 +13,14 @@ from transformers import (
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from inducekv.families import FAMILIES, refusals, unknown_family
+from inducekv.own_config import own_fields
 
 WHERE_TO_LOAD = ("revision", "subfolder", "cache_dir", "token", "local_files_only", "force_download")
 """Options of `from_pretrained` that say which files, for the configuration and the processor too."""
 
 
-def loaded(name_or_path: str | Path, options: dict[str, Any]) -> tuple[Any, Any]:
-    """The model and its processor; see `Backbone.from_pretrained`."""
+def loaded(name_or_path: str | Path, options: dict[str, Any]) -> tuple[Any, Any, dict[str, Any]]:
+    """The model, its processor and its own configuration of memory; see `Backbone.from_pretrained`."""
     if options.pop("trust_remote_code", False):
         raise ValueError(
             f"{name_or_path}: trust_remote_code=True is refused, because memory can only join attention that goes "
@@ -30,6 +31,7 @@ def loaded(name_or_path: str | Path, options: dict[str, Any]) -> tuple[Any, Any]
     kind = fields.get("model_type")
     if kind not in CONFIG_MAPPING:
         raise ValueError(f"{name_or_path}: {unknown_family(kind, 'auto_map' in fields)}")
+    own = own_fields(name_or_path, place)
     place["trust_remote_code"] = False  # or a question on the terminal would wait for an answer
     config = AutoConfig.from_pretrained(name_or_path, **place)
     if reasons := refusals(config):
@@ -37,4 +39,4 @@ def loaded(name_or_path: str | Path, options: dict[str, Any]) -> tuple[Any, Any]
     plain = FAMILIES[kind].image_token is None
     auto = AutoModelForCausalLM if plain else AutoModelForImageTextToText
     model = auto.from_pretrained(name_or_path, **options, trust_remote_code=False)
-    return model, AutoProcessor.from_pretrained(name_or_path, **place)
+    return model, AutoProcessor.from_pretrained(name_or_path, **place), own

@@ -1,7 +1,7 @@
 """What a configuration and a memory say of each other: a memory made for a configuration, and the way back."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inducekv.backbone import Backbone
@@ -96,8 +96,22 @@ def _named_fields(config: InduceKVConfig, names: Sequence[str]) -> str:
     return json.dumps({name: getattr(config, name) for name in names}, separators=(",", ":"))
 
 
-def config_of(memory: KVMemory) -> InduceKVConfig:
-    """The defaults, read as the memory wants to be read."""
+def config_of(memory: KVMemory, changes: Mapping[str, Any] | None = None) -> InduceKVConfig:
+    """The defaults, read as the memory wants to be read, with some fields changed.
+
+    Raises:
+        ValueError, TypeError: the memory says nothing usable, or as `InduceKVConfig` of the changes.
+    """
+    stored = _stored_config(memory)
+    if not changes:
+        return stored
+    known = stored.to_dict()
+    if "payload" in changes and "payload_tokens" not in changes:
+        del known["payload_tokens"]  # those of another method
+    return InduceKVConfig.from_dict({**known, **changes})
+
+
+def _stored_config(memory: KVMemory) -> InduceKVConfig:
     try:
         stored = json.loads(memory.metadata.get("reading", "{}"))
         if stored:

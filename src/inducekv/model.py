@@ -1,6 +1,6 @@
 """The façade: a frozen model that learns tasks into a memory file and names the sources of its answers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -60,7 +60,7 @@ class InducedModel:
         cls,
         model: Any,
         memory: str | Path | KVMemory | None = None,
-        config: InduceKVConfig | None = None,
+        config: InduceKVConfig | Mapping[str, Any] | None = None,
         *,
         processor: Any = None,
         **options: Any,
@@ -72,8 +72,9 @@ class InducedModel:
             loaded
                 Hugging Face model (then `processor` is needed).
             memory: a folder that `save_memory` wrote, a `KVMemory`, or None for an empty one.
-            config: None takes how the memory is to be read from the memory, and the defaults for the rest. A budget in
-                it changes the memory's.
+            config: None takes how the memory is to be read from the memory, for a new one what the model says of itself
+                (`inducekv_config.json` beside its weights), and the defaults for the rest. A mapping changes fields of
+                that, an `InduceKVConfig` replaces it. A budget in it changes the memory's.
             processor: of a loaded model.
             options: to the model's `from_pretrained` (dtype, device_map ...).
 
@@ -90,11 +91,12 @@ class InducedModel:
         elif memory is not None:
             check_fingerprint(memory.fingerprint, backbone)
         if memory is None:
-            config = config or InduceKVConfig()
+            config = config if isinstance(config, InduceKVConfig) else backbone.config(config)
             return cls(backbone, empty_memory(backbone, config), config, state)
         if config is None:
             config = config_of(memory)
         else:
+            config = config if isinstance(config, InduceKVConfig) else config_of(memory, config)
             config = concrete(config, memory)
             check_config(backbone, memory, config)
             memory.resize(config.budget)

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
@@ -98,7 +98,9 @@ def require_extra(module: str) -> None:
         raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
-def load_model(model: str, memory: Path | None, config: InduceKVConfig | None = None) -> InducedModel:
+def load_model(
+    model: str, memory: Path | None, config: InduceKVConfig | Mapping[str, Any] | None = None
+) -> InducedModel:
     """The model by name or folder, with the memory in a folder (None: an empty one).
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -24,9 +24,6 @@ from inducekv.cli.common import (
     print_json,
     printable,
 )
-
-if TYPE_CHECKING:
-    from inducekv import InduceKVConfig, KVMemory
 
 _CONFIG_PANEL = "How to learn (all knobs: --config)"
 
@@ -79,9 +76,10 @@ def learn(
     quiet: QuietOption = False,
 ) -> None:
     """Learn a task from examples; an existing memory is extended."""
-    from inducekv import KVMemory, read_examples
+    from inducekv import InduceKVConfig, KVMemory, read_examples
     from inducekv.bytes import format_bytes, parse_bytes
     from inducekv.config import FAST
+    from inducekv.memory_config import config_of
     from inducekv.memory_file import lock
     from inducekv.progress import console_progress
 
@@ -109,7 +107,11 @@ def learn(
     with lock(memory):
         stored = KVMemory.from_pretrained(memory) if _holds_memory(memory) else None
         source = model or ("embedded" if stored is None else model_of(stored, None))
-        induced = load_model(source, None if stored is None else memory, _configuration(stored, changes))
+        if stored is None:
+            InduceKVConfig.from_dict(changes)  # a mistake in them is told before a model loads
+        else:
+            config_of(stored, changes)
+        induced = load_model(source, None if stored is None else memory, changes)
         induced.memory.metadata["model"] = _portable(source)
         report = induced.learn(examples, task=name, progress=progress)
         induced.save_memory(memory)
@@ -264,16 +266,3 @@ def _holds_memory(folder: Path) -> bool:
 def _portable(model: str) -> str:
     """A folder is kept as an absolute path, so that `ask` finds it from anywhere; a model's name stays as it is."""
     return str(Path(model).resolve()) if Path(model).is_dir() else model
-
-
-def _configuration(stored: KVMemory | None, changes: dict[str, Any]) -> InduceKVConfig:
-    """The defaults, how the memory is read, and what was asked for; later ones win. A new budget resizes the memory."""
-    from inducekv import InduceKVConfig
-    from inducekv.memory_config import config_of
-
-    if stored is None:
-        return InduceKVConfig.from_dict(changes)
-    known = config_of(stored).to_dict()
-    if "payload" in changes and "payload_tokens" not in changes:
-        del known["payload_tokens"]  # those of another method
-    return InduceKVConfig.from_dict({**known, **changes})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -68,18 +68,19 @@ def tune(
             raise ValueError(f"{file}: there is no folder {file.resolve().parent}")
     from inducekv import InduceKVConfig
     from inducekv.progress import console_progress
-    from inducekv.tuning import fields_of, source_of
+    from inducekv.tuning import source_of
     from inducekv.tuning import tune as tuned
     from inducekv.tuning.frontier import picture
 
     given = source_of(source)
     known = {} if given.config is None else given.config.to_dict()
-    start = InduceKVConfig.from_dict({**known, **changes})
+    fields = InduceKVConfig.from_dict({**known, **changes})  # mistakes are told before the model loads
     backbone = load_model(model or given.model or "embedded", None).backbone
+    start = backbone.config(changes) if given.config is None else fields
     limits = {name: value for name, value in (("points", points), ("questions", questions)) if value is not None}
     report = tuned(backbone, given.tasks, start, tasks_in_all=tasks, progress=console_progress(quiet), **limits)
     if out_file is not None:
-        out_file.write_text(json.dumps(fields_of(report.config), indent=2) + "\n", encoding="utf-8")
+        out_file.write_text(json.dumps(report.fields, indent=2) + "\n", encoding="utf-8")
     if plot is not None:
         picture(report, plot)
     if as_json:
@@ -90,7 +91,6 @@ def tune(
 
 def _show(report: TuneReport, out_file: Path | None, quiet: bool) -> None:
     from inducekv.bytes import format_bytes
-    from inducekv.tuning import fields_of
     from inducekv.tuning.frontier import rows_of
 
     console = out()
@@ -115,5 +115,4 @@ def _show(report: TuneReport, out_file: Path | None, quiet: bool) -> None:
     if out_file is not None:
         console.print(f"learn with it: inducekv learn DATA --memory MEMORY --config {out_file}")
     else:
-        fields: dict[str, Any] = fields_of(report.config)
-        console.print(f"InduceKVConfig fields (--out writes them for learn --config): {json.dumps(fields)}")
+        console.print(f"InduceKVConfig fields (--out writes them for learn --config): {json.dumps(report.fields)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from inducekv.backbone import Backbone
-from inducekv.config import InduceKVConfig
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.inducekv import InduceKV
 from inducekv.continual.methods.nearest_neighbour import NearestNeighbour
@@ -21,7 +20,7 @@ def stream_of_demo(seed: int) -> Stream:
 
 def methods_of_demo(backbone: Backbone, budget: int, seed: int) -> tuple[list[Method], InducedModel]:
     """Zero-shot, sequential LoRA, InduceKV and label copy over InduceKV's entries, each within `budget` bytes."""
-    model = InducedModel.from_pretrained(backbone, config=InduceKVConfig(budget=budget, seed=seed))
+    model = InducedModel.from_pretrained(backbone, config={"budget": budget, "seed": seed})
     methods = [
         ZeroShot(backbone),
         SequentialLora(backbone, budget, seed=seed),

@@ -27,7 +27,7 @@ def tuned_on_first(
 
     With too few examples, or a share of the budget that holds nothing, it is the defaults' payload.
     """
-    plain = InduceKVConfig()
+    plain = backbone.config({"retrieval": config.retrieval})
     names = ("payload", "payload_tokens", "payload_dtype", "key_dtype", "payload_layers")
     fallback = config.replace(**{name: getattr(plain, name) for name in names})
     known = [example for example in examples if isinstance(example, Example) and (example.answer or "").strip()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ class TuneReport:
 
     Attributes:
         config: the configuration to learn with.
+        fields: those of it that `inducekv learn --config` needs.
         chosen: its point, measured.
         start: the configuration's point before, measured; None if not one entry of it fits.
         measured: all points that were measured on all questions, in the order in which they were.
@@ -41,6 +42,7 @@ class TuneReport:
     """
 
     config: InduceKVConfig
+    fields: dict[str, Any]
     chosen: Measured
     start: Measured | None
     measured: list[Measured]
@@ -57,7 +59,7 @@ class TuneReport:
             name: getattr(self, name) for name in ("looked_at", "tasks", "learned", "questions", "budget", "seconds")
         }
         return {
-            "config": fields_of(self.config),
+            "config": self.fields,
             "chosen": self.chosen.to_dict(),
             "start": None if self.start is None else self.start.to_dict(),
             "measured": [found.to_dict() for found in self.measured],
@@ -97,7 +99,7 @@ def tune(
         ValueError: as `empty_memory`, or fewer tasks in all than are given.
     """
     began = time.perf_counter()
-    config = config or InduceKVConfig()
+    config = config or backbone.config()
     if tasks_in_all is not None and tasks_in_all < len(tasks):
         raise ValueError(f"the data has {len(tasks)} tasks; the memory cannot hold only {tasks_in_all} in all")
     if points < 1 or questions < 1:
@@ -112,8 +114,10 @@ def tune(
     changes = best.point.changes()
     if best.point.payload_layers == layers:
         changes["payload_layers"] = None
+    found = config.replace(**changes)
     return TuneReport(
-        config=config.replace(**changes),
+        config=found,
+        fields=fields_of(found, backbone.own_config),
         chosen=best,
         start=search.measured.get(start),
         measured=list(search.measured.values()),
@@ -126,8 +130,11 @@ def tune(
     )
 
 
-def fields_of(config: InduceKVConfig) -> dict[str, Any]:
-    """What `inducekv learn --config` needs of a tuned configuration: budget, payload, and whatever is no default."""
+def fields_of(config: InduceKVConfig, own: Collection[str] = ()) -> dict[str, Any]:
+    """What `inducekv learn --config` needs of a tuned configuration.
+
+    Budget, payload, whatever is no default, and what the model would else decide (`own`: fields that it names).
+    """
     plain = {f.name: f.default for f in dataclasses.fields(InduceKVConfig)}
-    tuned = ("budget", "payload", "payload_tokens", "payload_dtype", "key_dtype")
-    return {name: value for name, value in config.to_dict().items() if name in tuned or value != plain[name]}
+    told = {"budget", "payload", "payload_tokens", "payload_dtype", "key_dtype", *own}
+    return {name: value for name, value in config.to_dict().items() if name in told or value != plain[name]}

@@ -52,7 +52,8 @@ def _inducekv(ablation: str | None = None) -> Callable[..., Method]:
         stream_length: int,
     ) -> Method:
         changes = {"budget": budget, "seed": seed, **(ABLATIONS[ablation][1] if ablation else {})}
-        model = InducedModel.from_pretrained(backbone, config=(config or InduceKVConfig()).replace(**changes))
+        changed = backbone.config(changes) if config is None else config.replace(**changes)
+        model = InducedModel.from_pretrained(backbone, config=changed)
         return InduceKV(model, max_new_tokens, ablation)
 
     return make
@@ -131,7 +132,7 @@ def make_method(
         budget: bytes that it may deploy.
         seed: of its random draws.
         stream_length: tasks that will come.
-        config: of InduceKV and its ablations; `budget` and `seed` given here replace its own.
+        config: of InduceKV and its ablations, None: the backbone's own; `budget` and `seed` given here replace its.
         partner: the method whose memory it reads, where the table's row says `shares`.
         max_new_tokens: longest answer in tokens.
         options: of the method's class, such as `recipe`.

@@ -24,8 +24,10 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "no_retention": ("no term for the anchors of earlier tasks", {"beta": 0.0}),
     "no_coverage": ("no term for the spectral coverage of the keys", {"gamma": 0.0}),
     "no_retrieval_weighting": ("retrieved entries are read alike, whatever their alpha", {"weighting": "none"}),
-    "first_and_last_layer": ("payloads of the first and the last layer only", {"payload_layers": (0, -1)}),
-    "last_layer": ("payloads of the last layer alone: more entries for the bytes", {"payload_layers": (-1,)}),
+    "all_layers": (
+        "payloads of all layers in 4 bits, as for a model without a configuration of its own",
+        {"payload_layers": None, "payload_dtype": "int4"},
+    ),
     "fast": ("one pass over the examples: herding, phi as it starts, no question asked", FAST),
     "greedy": ("entries chosen greedily", {"selector": "greedy"}),
     "facility_location": ("entries chosen by facility location", {"selector": "facility_location"}),
