@@ -21,7 +21,8 @@ from unittest.mock import patch
 import pandas as pd
 import torch
 
-from inducekv import Backbone, InducedModel, InduceKVConfig
+from inducekv import Backbone, InducedModel
+from inducekv.config import FAST
 from inducekv.continual.methods import trained
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.inducekv import InduceKV
@@ -52,9 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("at least two tasks are needed, since the first is left out")
 
     backbone = Backbone.from_pretrained(path())
-    base = InduceKVConfig(budget=options.budget)
+    base = backbone.config({"budget": options.budget})
     configs = {
-        "InduceKV, fast": InduceKVConfig.fast(budget=options.budget),
+        "InduceKV, fast": base.replace(**FAST),
         "InduceKV, herding": base.replace(selector="herding"),
         "InduceKV": base,
     }

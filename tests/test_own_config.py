@@ -115,3 +115,7 @@ def test_a_layer_that_the_model_lacks_is_told(folder: Path) -> None:
 
 def test_no_file_is_no_mistake(tmp_path: Path) -> None:
     assert own_fields(tmp_path) == {}
+
+
+def test_a_repository_that_cannot_be_asked_says_nothing() -> None:
+    assert own_fields("someone/something", {"revision": "main"}) == {}
