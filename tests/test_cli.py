@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -42,6 +43,27 @@ def test_learn_extends_a_memory_and_reports(folder):
     assert first["candidates"] == 12
     assert 0 < len(first["chosen"]) <= 12
     assert second["nbytes"] <= second["budget"] == 65536
+
+
+def test_learn_starts_from_what_the_model_says_and_options_go_before(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    own = {"payload_layers": [-1], "payload_dtype": "int3", "top_k": 5}
+    (tmp_path / "model" / "inducekv_config.json").write_text(json.dumps(own))
+    options = ("--memory", tmp_path / "memory", "--fast", "--payload-dtype", "int8")
+    run_json("learn", folder / "first.jsonl", "--model", tmp_path / "model", *options)
+    run_json("learn", folder / "second.jsonl", "--memory", tmp_path / "memory", "--fast")
+    shown = run_json("inspect", tmp_path / "memory")
+    assert (shown["layers"], shown["payload_dtype"]) == ([2], "int8")
+    assert json.loads(shown["metadata"]["reading"])["top_k"] == 5
+    assert set(shown["tasks"]) == {"first", "second"}
+    assert "payloads of layer 2 in int8" in run("inspect", tmp_path / "memory").stdout
+
+
+def test_what_a_model_says_amiss_is_told_on_one_line(folder, tmp_path):
+    shutil.copytree(folder / "model", tmp_path / "model")
+    (tmp_path / "model" / "inducekv_config.json").write_text('{"top_k": "many"}')
+    result = run("learn", folder / "first.jsonl", "--memory", tmp_path / "memory", "--model", tmp_path / "model")
+    refused(result, "inducekv_config.json", "top_k")
 
 
 def test_learning_fast_asks_nothing(folder, tmp_path):

@@ -223,8 +223,8 @@ def inspect(
     for kind, nbytes in stored.bytes_by_kind().items():
         kinds.add_row(kind, f"{nbytes:,}")
     console.print(kinds)
-    layers = spans(stored.layout.layers)
-    console.print(f"payloads of layers {layers} in {stored.payload_dtype}, retrieval keys in {stored.layout.key_dtype}")
+    layers = f"layer{'s' * (len(stored.layout.layers) > 1)} {spans(stored.layout.layers)}"
+    console.print(f"payloads of {layers} in {stored.payload_dtype}, retrieval keys in {stored.layout.key_dtype}")
     scales = "  ".join(f"{layer}: {value:.2f}" for layer, value in zip(stored.layout.layers, lambdas, strict=True))
     console.print(f"calibration: τ {tau:.4f}; λ of layer {scales}")
     console.print("fingerprint: " + json.dumps(stored.fingerprint, sort_keys=True), style="dim")
