@@ -1,5 +1,6 @@
 """What a model says about its own memory: who takes it, who overrides it, and what is refused."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from inducekv import InducedModel, InduceKVConfig
 from inducekv.backbone import Backbone
 from inducekv.continual.methods import make_method
 from inducekv.embedded import path
+from inducekv.embedded.tasks import alphabet
 from inducekv.own_config import FILE, LARGEST, changed, own_fields
 from inducekv.tuning.tuner import fields_of
 
@@ -51,6 +53,23 @@ def test_a_mapping_changes_fields_and_a_configuration_replaces_all(folder: Path)
     assert changed_budget == InduceKVConfig(budget="32KiB", payload_layers=(0, -1), payload_dtype="int3")
     assert InducedModel.from_pretrained(folder, config={"payload_layers": None}).config.payload_layers is None
     assert InducedModel.from_pretrained(folder, config=InduceKVConfig(budget="32KiB")).config.payload_layers is None
+
+
+def test_a_configuration_is_a_configuration_or_fields() -> None:
+    as_users_call_it = inspect.unwrap(InducedModel.from_pretrained.__func__)  # types are checked while tests run
+    for wrong in ("64KiB", 65_536, [("budget", "64KiB")]):
+        with pytest.raises(TypeError, match="a mapping of its fields"):
+            as_users_call_it(InducedModel, path(), config=wrong)
+    with pytest.raises(ValueError, match="unknown configuration field 'budgets'"):
+        InducedModel.from_pretrained(path(), config={"budgets": "64KiB"})
+
+
+def test_a_model_may_ask_for_tuning(folder: Path) -> None:
+    (folder / FILE).write_text('{"payload": "auto"}')
+    model = InducedModel.from_pretrained(folder)
+    train, _ = alphabet(seed=7, classes=2, train=2, test=1)
+    assert any("not tuned" in warning for warning in model.learn(train, task="letters").warnings)
+    assert model.config.payload == InduceKVConfig.payload
 
 
 def test_layers_hold_for_the_retrieval_they_were_found_with() -> None:

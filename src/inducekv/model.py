@@ -79,10 +79,13 @@ class InducedModel:
             options: to the model's `from_pretrained` (dtype, device_map ...).
 
         Raises:
+            TypeError: `config` is none of the three.
             ValueError: the model's family is not supported, the memory's files are damaged, or the memory was made for
                 another model or with another retrieval key.
             BudgetError: the memory does not fit into `config.budget`.
         """
+        if not isinstance(config, InduceKVConfig | Mapping | None):
+            raise TypeError(f"config must be an InduceKVConfig, a mapping of its fields, or None; got {config!r}")
         backbone = _backbone(model, processor, options)
         state = TrainingState()
         if isinstance(memory, str | Path):

@@ -25,9 +25,11 @@ def tuned_on_first(
 ) -> tuple[InduceKVConfig, list[str]]:
     """A configuration whose payload is no longer `"auto"`, and notes for a person.
 
-    With too few examples, or a share of the budget that holds nothing, it is the defaults' payload.
+    With too few examples, or a share of the budget that holds nothing, it is the payload that the model names for
+    itself, else the defaults'.
     """
     plain = backbone.config({"retrieval": config.retrieval})
+    plain = InduceKVConfig() if plain.payload == "auto" else plain
     names = ("payload", "payload_tokens", "payload_dtype", "key_dtype", "payload_layers")
     fallback = config.replace(**{name: getattr(plain, name) for name in names})
     known = [example for example in examples if isinstance(example, Example) and (example.answer or "").strip()]

@@ -52,8 +52,7 @@ def _inducekv(ablation: str | None = None) -> Callable[..., Method]:
         stream_length: int,
     ) -> Method:
         changes = {"budget": budget, "seed": seed, **(ABLATIONS[ablation][1] if ablation else {})}
-        changed = backbone.config(changes) if config is None else config.replace(**changes)
-        model = InducedModel.from_pretrained(backbone, config=changed)
+        model = InducedModel.from_pretrained(backbone, config=config.replace(**changes) if config else changes)
         return InduceKV(model, max_new_tokens, ablation)
 
     return make
