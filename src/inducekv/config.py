@@ -205,10 +205,14 @@ class InduceKVConfig:
         """
         return cls(**{**FAST, **changes})
 
-    @property
-    def scores_questions(self) -> bool:
-        """Whether learning asks the model questions, rather than only reading examples."""
-        return self.selector in ("bilevel", "greedy") or self.calibration_steps > 0
+    def scores_questions(self, *, everything_fits: bool) -> bool:
+        """Whether learning asks the model questions, rather than only reading examples.
+
+        Args:
+            everything_fits: the budget holds every candidate, so that nothing is to be chosen.
+        """
+        chooses = not everything_fits and self.selector in ("bilevel", "greedy")
+        return chooses or self.calibration_steps > 0
 
     def replace(self, **changes: Any) -> "InduceKVConfig":
         """A copy with some fields changed, validated again."""

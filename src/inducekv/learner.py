@@ -84,14 +84,15 @@ def learn(
             f"{format_bytes(memory.budget)} leaves {format_bytes(max(total, 0))} for entries; raise the budget, "
             "or make entries smaller (payload, payload_tokens, payload_dtype, key_dtype)"
         )
+    asks = config.scores_questions(everything_fits=int(costs.sum()) <= total)
     with watch("prepare"):
         known = {entry.id: key for entry, key in zip(fresh, keys, strict=True)}
         asked = [examples[i] for i in (*roles.calibration, *roles.current)]
-        if not config.scores_questions:  # their keys are all that is needed, and those of candidates are there
+        if not asks:  # their keys are all that is needed, and those of candidates are there
             asked = [example for example in asked if example.identifier in known]
         questions = questions_of(backbone, asked, [task] * len(asked), config, known)
         anchors = (
-            _anchor_questions(backbone, training_state, examples, memory, config) if config.scores_questions else []
+            _anchor_questions(backbone, training_state, examples, memory, config) if asks else []
         )
         inner_anchors, outer_anchors = two_levels(anchors)
         splits: dict[Split, list[Question]] = {
@@ -109,7 +110,7 @@ def learn(
             pool_keys,
             [entry.id for entry in pool],
             [entry.answer for entry in pool],
-            splits if config.scores_questions else {},
+            splits if asks else {},
             config,
             progress,
         )
@@ -123,7 +124,7 @@ def learn(
     with watch("assess"), torch.no_grad():
         held = indicator([i for i, entry in enumerate(pool) if i < len(old)], len(pool))
         before, after = (
-            problem.objective.outer(weights, at).as_numbers() if config.scores_questions else {}
+            problem.objective.outer(weights, at).as_numbers() if asks else {}
             for weights, at in ((held, problem.phi), (indicator(selection.chosen, len(pool)), phi))
         )
     chosen = [pool[i] for i in selection.chosen]

@@ -44,19 +44,12 @@ def encode_levels(x: Float[Tensor, "*tokens head_dim"], bits: int) -> Levels:
     if bits == 2:
         return _in_a_trellis(rotated)
     outer = rotated.abs().amax(-1) / LEVELS[bits][-1]
-    best = Levels(torch.zeros_like(rotated, dtype=torch.uint8), outer)
-    least = torch.full_like(outer, torch.inf)
-    for clip in CLIPS:
-        levels = _levels(_nearest(rotated, clip * outer, bits), bits)
-        scales = ((rotated * levels).sum(-1) / levels.square().sum(-1)).to(torch.float16)
-        codes = _nearest(rotated, scales.float(), bits)
-        error = (_levels(codes, bits) * scales.float()[..., None] - rotated).square().sum(-1)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = Levels(
-            torch.where(better[..., None], codes, best.codes), torch.where(better, scales, best.scales.to(scales))
-        )
-    return best
+    clips = torch.tensor(CLIPS, device=rotated.device).view(-1, *[1] * outer.dim())
+    levels = _levels(_nearest(rotated, clips * outer, bits), bits)
+    scales = ((rotated * levels).sum(-1) / levels.square().sum(-1)).to(torch.float16)
+    codes = _nearest(rotated, scales.float(), bits)
+    best = (_levels(codes, bits) * scales.float()[..., None] - rotated).square().sum(-1).argmin(0, keepdim=True)
+    return Levels(codes.take_along_dim(best[..., None], 0)[0], scales.take_along_dim(best, 0)[0])
 
 
 def decode_levels(levels: Levels, bits: int) -> Float[Tensor, "*tokens head_dim"]:
@@ -76,8 +69,8 @@ def _in_a_trellis(rotated: Float[Tensor, "*tokens head_dim"]) -> Levels:
 
 
 def _nearest(
-    x: Float[Tensor, "*tokens head_dim"], scales: Float[Tensor, "*tokens"], bits: int
-) -> UInt8[Tensor, "*tokens head_dim"]:
+    x: Float[Tensor, "*tokens head_dim"], scales: Float[Tensor, "*clips_and_tokens"], bits: int
+) -> UInt8[Tensor, "*clips_and_tokens head_dim"]:
     borders = torch.tensor([(a + b) / 2 for a, b in pairwise(LEVELS[bits])], device=x.device)
     return torch.bucketize((x / scales[..., None].clamp_min(SMALLEST)).contiguous(), borders).to(torch.uint8)
 
