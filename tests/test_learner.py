@@ -432,3 +432,16 @@ def test_fast_learning_reads_examples_once_and_asks_nothing(llava, monkeypatch):
     learn(llava, memory, more, task="shades", config=config, training_state=state)
     assert len(seen) == 2
     assert memory.thresholds["colours"] == limits["colours"] and "shades" in memory.thresholds
+
+
+@pytest.mark.parametrize("selector", ["bilevel", "greedy"])
+def test_where_everything_fits_and_phi_stays_nothing_is_asked(llava, selector):
+    changes = {"selector": selector, "calibration_steps": 0}
+    cost = entry_cost(llava, InduceKVConfig(**FAST))
+    tasks = [(f"task {i}", colour_task(2, seed=i)) for i in range(2)]
+    memory, _, (fits, chooses) = learned(llava, *tasks, **changes, budget=8 * cost)
+    assert fits.entries == 6 and fits.before == fits.after == {}
+    assert chooses.before and chooses.after and sum(chooses.dropped.values()) + len(chooses.chosen) < 12
+    assert len(memory) <= 8 and set(memory.thresholds) == {"task 0", "task 1"}
+    _, _, (calibrated, _) = learned(llava, *tasks, **changes | {"calibration_steps": 1}, budget=8 * cost)
+    assert calibrated.before and calibrated.after

@@ -47,7 +47,6 @@ ROWS: dict[str, dict] = {
     "inducekv/fast": {},
     "inducekv/greedy": {},
     "inducekv/facility_location": {},
-    "inducekv/herding": {},
     "inducekv/reservoir": {},
     "inducekv/random": {},
 }

@@ -64,7 +64,8 @@ class InduceKVConfig:
         calibration_prior: how strongly the calibration phi is pulled to where it starts; 0: not at all (the paper's).
         projection_dim: dimensions D' that keys are projected to for coverage.
         inner_steps, inner_lr: gradient steps on the calibration phi for each outer step.
-        calibration_steps: gradient steps on phi once the entries are chosen; 0: none.
+        calibration_steps: gradient steps on phi once the entries are chosen; 0: none, and then the model
+            is asked no question while everything fits.
         outer_steps, outer_lr: projected gradient steps on the selection weights w.
         hypergradient: `"first_order"`, or `"implicit"` (through the inner problem's exact Hessian).
         temperature: initial retrieval temperature tau; where keys have two parts, half of what it would be with one.

@@ -19,7 +19,7 @@ class LearnReport:
         nbytes, budget: of the memory, bytes.
         anchors, anchors_nbytes: kept in the training state, apart from the memory.
         before, after: J and its terms (nats; coverage without unit) with the old memory and with the new one; empty
-            where learning scores no questions (`InduceKVConfig.fast`).
+            where learning scores no questions (`InduceKVConfig.scores_questions`).
         tau, lambdas: the calibration.
         seconds: by stage.
         history: what the selector noted at each step.

@@ -91,9 +91,7 @@ def learn(
         if not asks:  # their keys are all that is needed, and those of candidates are there
             asked = [example for example in asked if example.identifier in known]
         questions = questions_of(backbone, asked, [task] * len(asked), config, known)
-        anchors = (
-            _anchor_questions(backbone, training_state, examples, memory, config) if asks else []
-        )
+        anchors = _anchor_questions(backbone, training_state, examples, memory, config) if asks else []
         inner_anchors, outer_anchors = two_levels(anchors)
         splits: dict[Split, list[Question]] = {
             "calibration": questions[: len(roles.calibration)],

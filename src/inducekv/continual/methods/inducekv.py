@@ -20,18 +20,17 @@ from inducekv.progress import SILENT, Progress
 from inducekv.training_state import TrainingState
 
 ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "no_coupling": ("phi is not refitted while entries are chosen, only after", {"inner_steps": 0}),
+    "no_coupling": ("phi is not refitted while entries are chosen", {"inner_steps": 0}),
     "no_retention": ("no term for the anchors of earlier tasks", {"beta": 0.0}),
     "no_coverage": ("no term for the spectral coverage of the keys", {"gamma": 0.0}),
     "no_retrieval_weighting": ("retrieved entries are read alike, whatever their alpha", {"weighting": "none"}),
     "all_layers": (
-        "payloads of all layers in 4 bits, as for a model without a configuration of its own",
-        {"payload_layers": None, "payload_dtype": "int4"},
+        "payloads of all layers in 4 bits, phi fitted after every task, as for a model that says nothing of itself",
+        {"payload_layers": None, "payload_dtype": "int4", "calibration_steps": 5},
     ),
     "fast": ("one pass over the examples: herding, phi as it starts, no question asked", FAST),
     "greedy": ("entries chosen greedily", {"selector": "greedy"}),
     "facility_location": ("entries chosen by facility location", {"selector": "facility_location"}),
-    "herding": ("entries chosen by herding", {"selector": "herding"}),
     "reservoir": ("entries chosen by reservoir sampling", {"selector": "reservoir"}),
     "random": ("entries chosen at random", {"selector": "random"}),
 }
