@@ -78,4 +78,4 @@ def test_what_cannot_be_supported_is_said_with_the_reason(fields: dict, reason: 
 def test_files_that_are_no_configuration_are_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
     said = CliRunner().invoke(app, ["doctor", str(tmp_path)])
-    assert said.exit_code == 2 and "config.json is not a" in said.output
+    assert said.exit_code == 2 and "config.json: " in said.output and " JSON" in said.output

@@ -9,10 +9,11 @@ import pytest
 
 from inducekv import InducedModel, InduceKVConfig
 from inducekv.backbone import Backbone
+from inducekv.config import LARGEST_FILE
 from inducekv.continual.methods import make_method
 from inducekv.embedded import path
 from inducekv.embedded.tasks import alphabet
-from inducekv.own_config import FILE, LARGEST, changed, own_fields
+from inducekv.own_config import FILE, changed, own_fields
 from inducekv.tuning.tuner import fields_of
 
 OWN = {"payload_layers": [0, -1], "payload_dtype": "int3"}
@@ -116,7 +117,7 @@ def test_tuned_fields_say_what_the_model_would_else_decide() -> None:
         ('{"payload_layer": [0]}', "unknown configuration field 'payload_layer'"),
         ('{"top_k": 0}', "top_k"),
         ('{"payload_layers": "all"}', "payload_layers must be a list"),
-        (" " * (LARGEST + 1), "bytes"),
+        (" " * (LARGEST_FILE + 1), "bytes"),
     ],
 )
 def test_an_unusable_file_is_named(folder: Path, content: str, said: str) -> None:

@@ -4,9 +4,11 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inducekv.bytes import parse_bytes
+from inducekv.json_object import read_json_object
 
 if TYPE_CHECKING:
     from inducekv.compression import Compression
@@ -26,6 +28,8 @@ Hypergradient = Literal["first_order", "implicit"]
 
 FAST: dict[str, Any] = {"selector": "herding", "calibration_steps": 0}
 """Fields of `InduceKVConfig.fast()`."""
+LARGEST_FILE = 65_536
+"""Bytes of a file of fields, at most: it may come from where models come from."""
 
 
 @dataclass(frozen=True)
@@ -242,6 +246,15 @@ class InduceKVConfig:
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"unknown configuration field {unknown[0]!r}; known fields: {', '.join(sorted(known))}")
         return cls(**fields)
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """Fields of `InduceKVConfig` in a JSON file, not yet validated.
+
+    Raises:
+        ValueError, OSError: as `read_json_object`.
+    """
+    return read_json_object(path, "InduceKVConfig fields", LARGEST_FILE)
 
 
 def _layers(layers: Any) -> tuple[int, ...]:

@@ -1,6 +1,5 @@
 """What inducekv can do with a model, from its configuration alone: no weights, no network."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ from inducekv.bytes import parse_bytes
 from inducekv.config import InduceKVConfig
 from inducekv.entry import BOOKKEEPING, Layout
 from inducekv.families import DECODERS, FAMILIES, refusals, rope_types, unknown_family
+from inducekv.json_object import read_json_object
 from inducekv.retrieval_key import key_dim
 
 CONFIG_LIMIT = 4 * 2**20
@@ -114,7 +114,7 @@ def examine(model: str | Path) -> Diagnosis:
         return replace(examine(path()), model="embedded")
     file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
     if file.is_file():
-        fields = _read(file)
+        fields = read_json_object(file, "a model's configuration", CONFIG_LIMIT)
         kind = fields.get("model_type")
         if kind not in CONFIG_MAPPING:
             return _unknown(str(model), fields)
@@ -144,18 +144,6 @@ def diagnose(model: str, config: Any) -> Diagnosis:
         reasons=tuple(refusals(config)),
         notes=tuple(_notes(config, text, sliding, window)),
     )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if file.stat().st_size > CONFIG_LIMIT:
-        raise ValueError(f"{file} has {file.stat().st_size:,} bytes; a configuration has at most {CONFIG_LIMIT:,}")
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not a JSON file: {error}") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{file} is not a model's configuration: it holds no JSON object")
-    return fields
 
 
 def _unknown(model: str, fields: dict[str, Any]) -> Diagnosis:

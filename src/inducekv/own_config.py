@@ -4,18 +4,15 @@ As `generation_config.json` does for generating, `inducekv_config.json` holds wh
 say, for all who use the model after.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import cached_file
 
-from inducekv.config import InduceKVConfig
+from inducekv.config import InduceKVConfig, read_fields
 
 FILE = "inducekv_config.json"
-LARGEST = 65_536
-"""Bytes of the file, at most: it comes from where models come from."""
 
 
 def own_fields(name_or_path: str | Path, place: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -38,19 +35,11 @@ def own_fields(name_or_path: str | Path, place: Mapping[str, Any] | None = None)
     )
     if found is None:
         return {}
-    path = Path(found)
-    if (size := path.stat().st_size) > LARGEST:
-        raise ValueError(f"{path} has {size:,} bytes; a model's own configuration has {LARGEST:,} at most")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON ({error}); mend it or delete it") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: expected one JSON object of InduceKVConfig fields, got {type(fields).__name__}")
+    fields = read_fields(Path(found))
     try:
         InduceKVConfig.from_dict(fields)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; mend it or delete it") from error
+        raise ValueError(f"{found}: {error}; mend it or delete it") from error
     return fields
 
 

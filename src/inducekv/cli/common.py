@@ -121,14 +121,10 @@ def config_fields(path: Path | None) -> dict[str, Any]:
     """Fields of `InduceKVConfig` from a JSON file; None: none.
 
     Raises:
-        ValueError: not a JSON object.
+        ValueError: as `read_json_object`.
     """
     if path is None:
         return {}
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not JSON ({error})") from error
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: expected one JSON object of InduceKVConfig fields, got {type(fields).__name__}")
-    return fields
+    from inducekv.config import read_fields
+
+    return read_fields(path)
