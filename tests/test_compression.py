@@ -14,6 +14,7 @@ from inducekv.compression import (
     NoCompression,
     compression_named,
     dequantise,
+    gaussian,
     quantise,
 )
 from inducekv.compression.bits import pack, unpack
@@ -220,3 +221,13 @@ def test_numbers_that_cannot_be_stored_are_refused():
         quantise(torch.tensor([[float("nan")]]), "int8")
     with pytest.raises(ValueError, match="one of"):
         quantise(torch.zeros(1, 1), "int5")
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_levels_do_not_depend_on_how_much_is_encoded_at_once(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.randn(7, 3, 2, 16, generator=torch.Generator().manual_seed(0))
+    whole = gaussian.encode_levels(x, bits)
+    monkeypatch.setattr(gaussian, "AT_ONCE", 100)
+    parts = gaussian.encode_levels(x, bits)
+    assert torch.equal(whole.codes, parts.codes) and torch.equal(whole.scales, parts.scales)
+    assert gaussian.encode_levels(x[:0], bits).codes.shape == (0, 3, 2, 16)

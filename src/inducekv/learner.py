@@ -27,6 +27,7 @@ from inducekv.retrieval import Calibration
 from inducekv.selection import SELECTORS, Coverage, Objective, Selection, SelectionProblem, fit_to_chosen, indicator
 from inducekv.selection.likelihood import LikelihoodScorer, to_calibration, to_phi
 from inducekv.selection.objective import Prior, Split
+from inducekv.selection.problem import all_fit
 from inducekv.selection.questions import Question, questions_of
 from inducekv.splits import assign_roles, two_levels
 from inducekv.training_state import TrainingState
@@ -84,7 +85,7 @@ def learn(
             f"{format_bytes(memory.budget)} leaves {format_bytes(max(total, 0))} for entries; raise the budget, "
             "or make entries smaller (payload, payload_tokens, payload_dtype, key_dtype)"
         )
-    asks = config.scores_questions(everything_fits=int(costs.sum()) <= total)
+    asks = config.scores_questions(everything_fits=all_fit(costs, total))
     with watch("prepare"):
         known = {entry.id: key for entry, key in zip(fresh, keys, strict=True)}
         asked = [examples[i] for i in (*roles.calibration, *roles.current)]

@@ -20,6 +20,8 @@ LEVELS = {bits: (*(-x for x in reversed(upper)), *upper) for bits, upper in UPPE
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 """Shares of the largest number that are tried as the outer level, or a key's largest code. CHOICE."""
 SMALLEST = torch.finfo(torch.float32).tiny
+AT_ONCE = 2**20
+"""Numbers whose clips are all tried at once: payloads of whole examples of large models must not be held six times."""
 
 
 class Levels(NamedTuple):
@@ -43,8 +45,15 @@ def encode_levels(x: Float[Tensor, "*tokens head_dim"], bits: int) -> Levels:
     rotated = hadamard(x.float())
     if bits == 2:
         return _in_a_trellis(rotated)
+    heads = rotated.flatten(0, -2)
+    parts = [_with_the_best_clip(part, bits) for part in heads.split(max(1, AT_ONCE // heads.shape[-1]))]
+    codes, scales = (torch.cat(each) for each in zip(*parts, strict=True))
+    return Levels(codes.view(rotated.shape), scales.view(rotated.shape[:-1]))
+
+
+def _with_the_best_clip(rotated: Float[Tensor, "heads head_dim"], bits: int) -> Levels:
     outer = rotated.abs().amax(-1) / LEVELS[bits][-1]
-    clips = torch.tensor(CLIPS, device=rotated.device).view(-1, *[1] * outer.dim())
+    clips = torch.tensor(CLIPS, device=rotated.device)[:, None]
     levels = _levels(_nearest(rotated, clips * outer, bits), bits)
     scales = ((rotated * levels).sum(-1) / levels.square().sum(-1)).to(torch.float16)
     codes = _nearest(rotated, scales.float(), bits)
@@ -69,8 +78,8 @@ def _in_a_trellis(rotated: Float[Tensor, "*tokens head_dim"]) -> Levels:
 
 
 def _nearest(
-    x: Float[Tensor, "*tokens head_dim"], scales: Float[Tensor, "*clips_and_tokens"], bits: int
-) -> UInt8[Tensor, "*clips_and_tokens head_dim"]:
+    x: Float[Tensor, "heads head_dim"], scales: Float[Tensor, "clips heads"], bits: int
+) -> UInt8[Tensor, "clips heads head_dim"]:
     borders = torch.tensor([(a + b) / 2 for a, b in pairwise(LEVELS[bits])], device=x.device)
     return torch.bucketize((x / scales[..., None].clamp_min(SMALLEST)).contiguous(), borders).to(torch.uint8)
 

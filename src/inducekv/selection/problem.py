@@ -43,7 +43,12 @@ class SelectionProblem:
 
     @property
     def everything_fits(self) -> bool:
-        return float(self.costs.double().sum()) <= self.total
+        return all_fit(self.costs, self.total)
+
+
+def all_fit(costs: Num[Tensor, " entries"], total: int | float) -> bool:
+    """Whether `total` bytes hold entries of all these costs, so that nothing is to be chosen."""
+    return float(costs.double().sum()) <= total
 
 
 @dataclass(frozen=True)
