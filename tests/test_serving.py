@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import tiny_families
 from inducekv.attention import attached
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig
-from inducekv.injection import build_injection, joined
+from inducekv.injection import Injection, build_injection, joined
 from inducekv.model import InducedModel
 from inducekv.retrieval import Calibration, Retrieved
 from test_attention import trace
@@ -111,6 +112,41 @@ def test_rows_joined_are_rows_alone(llava: Backbone) -> None:
             slots = both.slots[row][read] - (both.slot_count - source.slot_count)
             assert torch.equal(slots, source.slots[place][source.mask[place]])
     assert joined([None, None], [torch.tensor([0]), torch.tensor([1])], 2) is None
+
+
+def test_what_rows_read_is_put_together_once_for_all_tokens(llava: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kept under the limit, apart for each dtype and number of beams; not for other rows, not under gradients."""
+    model = taught(llava)
+    upper, top = model.memory.layers[0], model.memory.layers[-1]
+
+    def built() -> Injection:
+        made = build_injection(
+            model.memory, retrieved([[0, 1], [0, 1], [2, 1]]), model.memory.calibration, "log", llava
+        )
+        assert made is not None and made.places is not None
+        return made
+
+    def read(memory: Injection, layer: int, like: Tensor, repeats: int = 1) -> tuple[Tensor, Tensor]:
+        both = memory.of_layer(layer, like, repeats)
+        assert both is not None
+        return both
+
+    memory, like = built(), torch.zeros(1)
+    with torch.no_grad():
+        first = read(memory, upper, like)
+        assert read(memory, upper, like) is first
+        assert not torch.equal(read(memory, top, like)[0], first[0])
+        assert torch.equal(read(memory, upper, like, 2)[0], first[0].repeat_interleave(2, 0))
+        assert torch.equal(read(memory.rows(torch.tensor([2, 0])), upper, like)[0], first[0][[2, 0]])
+        assert torch.equal(read(memory, upper, like.double())[0], first[0].double())
+    under_gradients = read(memory, upper, like)
+    assert under_gradients is not first and torch.equal(under_gradients[1], first[1])
+
+    monkeypatch.setattr("inducekv.injection.KEPT", sum(x.nbytes for x in first))
+    memory = built()
+    with torch.no_grad():
+        assert read(memory, upper, like) is read(memory, upper, like)
+        assert read(memory, top, like) is not read(memory, top, like)
 
 
 def test_memories_that_do_not_suit_are_refused(llava: Backbone, qwen: Backbone) -> None:

@@ -1,8 +1,8 @@
 """What attention reads beside the prompt: retrieved payloads, placed and weighted for every row of a batch."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, get_args
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SMALLEST_SHARE = 1e-6
 """alpha / max alpha is not taken below this, so that roots and logarithms keep finite gradients."""
+KEPT = 2**26
+"""Bytes of the rows' keys and values kept from one decoding step to the next, at most. CHOICE."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Injection:
     places: Int[Tensor, "rows slots"] | None = None
     span: int = 0
     layer_mask: Bool[Tensor, "rows layers tokens"] | None = None
+    _of_batch: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def visible(self, layer: int) -> Bool[Tensor, "rows tokens"]:
         """What each row reads in a layer that reads."""
@@ -70,16 +73,24 @@ class Injection:
     ) -> tuple[Float[Tensor, "batch kv_heads tokens head_dim"], Float[Tensor, "batch kv_heads tokens head_dim"]] | None:
         """A layer's keys and values for a batch of rows x `repeats` (beams), on the device and in the dtype of `like`.
 
-        None for a layer that does not read. What is moved to another device stays there for the next call.
+        None for a layer that does not read. What is moved to another device stays there for the next call, and what is
+        put together for the rows is kept up to `KEPT` bytes: every token that is generated asks for it again.
         """
         place = self.place_of(layer)
         if place is None:
             return None
-        both = []
         for held in (self.keys, self.values):
             held[place] = held[place].to(like)
-            both.append(self._of_rows(held[place], repeats))
-        return both[0], both[1]
+        if self.places is None and repeats == 1:
+            return self.keys[place], self.values[place]
+        name, keeps = (place, repeats, like.dtype, like.device), not torch.is_grad_enabled()
+        if keeps and name in self._of_batch:
+            return self._of_batch[name]
+        both = self._of_rows(self.keys[place], repeats), self._of_rows(self.values[place], repeats)
+        kept = sum(x.nbytes for pair in self._of_batch.values() for x in pair)
+        if keeps and kept + sum(x.nbytes for x in both) <= KEPT:
+            self._of_batch[name] = both
+        return both
 
     def _of_rows(self, x: Tensor, repeats: int) -> Tensor:
         if self.places is not None:
