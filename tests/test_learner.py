@@ -410,6 +410,17 @@ def test_thresholds_lie_below_nearly_all_questions_of_the_task_and_above_foreign
     assert thresholds(entries[:1], keys[:1], own[:1], centering=False) == {}
 
 
+def test_a_few_anchors_never_make_an_earlier_task_refuse_more(llava):
+    config = InduceKVConfig(**FAST | {"anchors": 3}, budget="1MiB")
+    state, memory, limits = TrainingState(), empty_memory(llava, config), {}
+    for number in range(3):
+        examples = colour_task(4, seed=number)
+        learn(llava, memory, examples, task=f"task {number}", config=config, training_state=state)
+        assert all(memory.thresholds[name] <= limit for name, limit in limits.items())
+        limits = dict(memory.thresholds)
+    assert len(limits) == 3
+
+
 def test_fast_learning_reads_examples_once_and_asks_nothing(llava, monkeypatch):
     config = InduceKVConfig.fast(budget="1MiB")
     state, memory = TrainingState(), empty_memory(llava, config)

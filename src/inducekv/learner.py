@@ -137,7 +137,8 @@ def learn(
 
     memory.replace_all(chosen)
     memory.calibration = to_calibration(phi)
-    memory.thresholds |= limits  # tasks none of whose questions were asked keep theirs
+    for name, limit in limits.items():  # of earlier tasks a few anchors are asked: too few to refuse more by
+        memory.thresholds[name] = min(limit, memory.thresholds.get(name, limit))
     note_config(memory, config)
     training_state.anchors = state.anchors
     return LearnReport(
