@@ -188,7 +188,7 @@ def test_progress_counts_every_example(llava: Backbone) -> None:
     assert len(progress.stages) == 4 and all(done == total == 7 for done, total in progress.stages)
 
 
-def test_rendered_questions_are_kept_only_where_asked_and_within_bytes(llava, monkeypatch):
+def test_rendered_examples_are_kept_only_where_asked_and_within_bytes(llava, monkeypatch):
     made = []
     render = backbone_module.render
     monkeypatch.setattr(backbone_module, "render", lambda *given: (made.append(given[1]), render(*given))[1])
@@ -203,11 +203,13 @@ def test_rendered_questions_are_kept_only_where_asked_and_within_bytes(llava, mo
         assert len(made) == 6 and len(llava.rendered) == 2
         for batch, other in zip(before.batches, again.batches, strict=True):
             assert all(torch.equal(batch.inputs[name], other.inputs[name]) for name in batch.inputs)
-        llava.prepare([first], True)  # with its answer, or after others, it is something else and not kept
-        llava.prepare([second], False, shown=[[first]])
-        assert len(made) == 8 and len(llava.rendered) == 2
+        for _ in range(2):
+            answered = llava.prepare([first], True)  # with its answer it is something else
+        assert len(made) == 7 and len(llava.rendered) == 3 and answered.max_answer
+        llava.prepare([second], False, shown=[[first]])  # and after others too, which is not kept
+        assert len(made) == 8 and len(llava.rendered) == 3
         llava.rendered.limit = llava.rendered.nbytes - 1
-        assert len(llava.rendered) == 1 and llava.rendered.nbytes <= llava.rendered.limit
+        assert len(llava.rendered) == 2 and llava.rendered.nbytes <= llava.rendered.limit
     finally:
         llava.rendered.limit = 0
     assert not llava.rendered.nbytes

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from inducekv.examples import MAX_IMAGE_PIXELS, Example, check_image, decode_image
+from inducekv.examples import MAX_IMAGE_PIXELS, Example, check_image, decode_image, image_key
 from pictures import png_header_only
 
 
@@ -34,6 +34,19 @@ def test_a_missing_or_broken_picture_is_named(tmp_path, damage):
         path.mkdir()
     with pytest.raises(ValueError, match=r"picture\.png"):
         Example("what?", images=(path,)).load_images()
+
+
+def test_the_bytes_of_a_picture_file_are_that_picture(tmp_path):
+    path = tmp_path / "a.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    data = path.read_bytes()
+    from_file, from_bytes = Example("q", "a", (path,)), Example("q", "a", data)
+    assert from_bytes.images == (data,) and from_bytes.identifier == from_file.identifier
+    assert from_bytes.load_images()[0].tobytes() == from_file.load_images()[0].tobytes()
+    assert image_key(from_bytes) == image_key(Example("r", None, data)) != image_key(Example("q", "a", data + b"\0"))
+    for damaged, why in ((data[:600], "broken"), (b"no picture", "not a readable picture")):
+        with pytest.raises(ValueError, match=f"given as bytes: {why}"):
+            Example("q", "a", damaged).load_images()
 
 
 def test_pictures_come_as_rgb_and_transparency_becomes_white(tmp_path):

@@ -335,6 +335,15 @@ def test_anchors_are_shared_between_tasks_and_keep_their_bytes(tmp_path):
     colour_task(1)[0].images[0].save(file)
     state = TrainingState().updated([Example("q?", "a", (file,), "from-file")], "first", 8, 0)
     assert state.anchors[0].pictures == (file.read_bytes(),)
+    example = state.anchors[0].example()
+    assert state.anchors[0].example() is example, "so that what was rendered of it is found again"
+    assert example.images == (file.read_bytes(),), "which takes no more room once its picture was decoded"
+    assert TrainingState().updated([example], "again", 8, 0).anchors[0].pictures == example.images
+    broken = dataclasses.replace(state.anchors[0], pictures=(b"no picture",))
+    with pytest.raises(ValueError, match="image of anchor from-file: not a readable picture"):
+        broken.example()
+    with pytest.raises(ValueError, match="image of example x: not a readable picture"):
+        TrainingState().updated([Example("q?", "a", b"no picture", "x")], "first", 8, 0)
     for number in range(3):
         state = state.updated(colour_task(4, seed=number), f"task {number}", 8, 0)
     counts = [sum(anchor.task == name for anchor in state.anchors) for name in state.tasks]

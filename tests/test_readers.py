@@ -105,6 +105,15 @@ def test_datasets_object(folder):
         read_examples(datasets.DatasetDict(train=dataset))
 
 
+def test_a_datasets_picture_stays_a_file_until_it_is_used(folder):
+    datasets = pytest.importorskip("datasets")
+    file = (folder / "a.png").read_bytes()
+    rows = {"image": [{"bytes": file, "path": None}], "question": ["Which?"], "answer": ["red"]}
+    examples = read_examples(datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()))
+    assert told(examples) == [("Which?", "red", [RED])]
+    assert examples[0].images == (file,), "decoded pictures of a whole dataset take much room"
+
+
 def test_a_datasets_picture_is_checked_before_it_is_decoded(folder):
     datasets = pytest.importorskip("datasets")
     huge = png_header_only(folder / "huge.png", 30_000, 30_000)

@@ -46,7 +46,7 @@ class Backbone:
         layers, kv_heads, head_dim, hidden_size: sizes of the text decoder.
         image_token: id that stands for a picture's tokens; None for a text-only model.
         own_config: fields of `InduceKVConfig` that the model names for itself; see `own_config.own_fields`.
-        rendered: questions rendered last, kept under a limit of bytes (0: none) for who asks the same ones again and
+        rendered: examples rendered last, kept under a limit of bytes (0: none) for who reads the same ones again and
             again; their pictures must then not be drawn on.
 
     Raises:
@@ -133,7 +133,7 @@ class Backbone:
         progress.start("reading examples", len(examples))
         for example, before in zip(examples, shown or [()] * len(examples), strict=True):
             make = partial(render, self.processor, example, with_answer, ends, before)
-            rendered.append(make() if with_answer or before else self.rendered.get((example, 0), make))
+            rendered.append(make() if before else self.rendered.get((example, int(with_answer)), make))
             progress.advance()
         progress.stop()
         return batched(self, rendered, batch_size, embed)

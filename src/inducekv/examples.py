@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image, UnidentifiedImageError
 
-ImageSource: TypeAlias = Image.Image | Path
+ImageSource: TypeAlias = Image.Image | Path | bytes
 
 MAX_IMAGE_PIXELS = 64 * 2**20
 """Most pixels (width times height) a picture may have; checked on the header, before anything is decoded. CHOICE."""
@@ -86,7 +86,7 @@ def open_image(data: bytes, name: str) -> Image.Image:
 
 
 def decode_image(source: ImageSource) -> Image.Image:
-    """Decodes one picture as RGB, after `check_image` where it is a file; transparent parts become white.
+    """Decodes one picture as RGB, its header checked before; transparent parts become white.
 
     Raises:
         ValueError: the picture is missing, broken or over a limit; names the file.
@@ -94,6 +94,9 @@ def decode_image(source: ImageSource) -> Image.Image:
     name = str(source) if isinstance(source, Path) else "given as an object"
     if isinstance(source, Path):
         check_image(source)
+    if isinstance(source, bytes):
+        name = "given as bytes"
+        source = open_image(source, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -124,7 +127,8 @@ class Example:
     Attributes:
         question: what is asked; pictures come before it.
         answer: what the model should say; None for a question that is only to be answered.
-        images: pictures as PIL images or paths of picture files; files are decoded only by `load_images`.
+        images: pictures as PIL images, paths of picture files or such files' bytes; files are decoded only by
+            `load_images`, which keeps nothing of what it decoded.
         id: a name for the example; by default `identifier` derives one from the content.
         metadata: anything else a caller wants to keep beside it (class name, source line); never shown to the model.
         references: further right answers, for graders that compare with several; never shown to the model.
@@ -142,12 +146,12 @@ class Example:
             raise TypeError(f"question must be text, got {type(self.question).__name__}: {self.question!r}")
         if self.answer is not None and not isinstance(self.answer, str):
             raise TypeError(f"answer must be text or None, got {type(self.answer).__name__}: {self.answer!r}")
-        if isinstance(self.images, (Image.Image, str, Path)):
+        if isinstance(self.images, (Image.Image, str, Path, bytes)):
             object.__setattr__(self, "images", (self.images,))
         sources = tuple(Path(image) if isinstance(image, str) else image for image in self.images)
         for source in sources:
-            if not isinstance(source, (Image.Image, Path)):
-                raise TypeError(f"images must be PIL images or paths, got {type(source).__name__}: {source!r}")
+            if not isinstance(source, (Image.Image, Path, bytes)):
+                raise TypeError(f"images must be PIL images, paths or bytes, got {type(source).__name__}: {source!r}")
         object.__setattr__(self, "images", sources)
 
     def load_images(self) -> list[Image.Image]:
@@ -177,6 +181,8 @@ class Example:
             if isinstance(source, Path):
                 check_image(source)
                 feed(b"f", source.read_bytes())
+            elif isinstance(source, bytes):
+                feed(b"f", source)
             else:
                 feed(b"p", f"{source.mode} {source.size}".encode() + source.tobytes())
         return digest.hexdigest()[:16]
@@ -185,7 +191,7 @@ class Example:
 def image_key(example: Example) -> str:
     """A stable name for what the example shows, the same for two questions about one picture: to cluster errors by.
 
-    16 hex digits of the SHA-256 over the pictures' resolved paths or, where they are objects, over their pixels; an
+    16 hex digits of the SHA-256 over the pictures' resolved paths, bytes or, where they are objects, pixels; an
     example without pictures is a cluster of its own.
     """
     if not example.images:
@@ -194,6 +200,8 @@ def image_key(example: Example) -> str:
     for source in example.images:
         if isinstance(source, Path):
             data = b"f" + str(source.resolve()).encode()
+        elif isinstance(source, bytes):
+            data = b"b" + source
         else:
             data = b"p" + f"{source.mode} {source.size}".encode() + source.tobytes()
         digest.update(len(data).to_bytes(8, "big") + data)

@@ -133,15 +133,17 @@ def _opener_within(folder: Path) -> ImageOpener:
 
 
 def _open_trusted(value: Any) -> ImageSource:
-    """Opens a picture of a row that the caller's own code made: an object, bytes, or a path anywhere."""
+    """Checks a picture of a row that the caller's own code made: an object, a file's bytes, or a path anywhere."""
     if isinstance(value, Image.Image):
         return value
     if isinstance(value, Mapping):  # Hugging Face's {"bytes": ..., "path": ...}
         if value.get("bytes") is not None:
-            return open_image(value["bytes"], str(value.get("path") or "given as bytes"))
+            open_image(value["bytes"], str(value.get("path") or "given as bytes"))
+            return bytes(value["bytes"])
         value = value.get("path")
     if isinstance(value, bytes):
-        return open_image(value, "given as bytes")
+        open_image(value, "given as bytes")
+        return value
     if isinstance(value, (str, Path)) and str(value):
         path = Path(value)
         check_image(path)

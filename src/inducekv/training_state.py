@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
@@ -53,6 +54,9 @@ class Anchor:
             if isinstance(source, Path):
                 check_image(source)
                 pictures.append(source.read_bytes())
+            elif isinstance(source, bytes):
+                open_image(source, f"of example {example.identifier}")
+                pictures.append(source)
             else:
                 buffer = BytesIO()
                 source.save(buffer, format="PNG")
@@ -60,13 +64,18 @@ class Anchor:
         return cls(task, example.identifier, example.question, example.answer, tuple(pictures))
 
     def example(self) -> Example:
-        """The example again, pictures decoded on use.
+        """The example again, at every call the same object, pictures decoded on use.
 
         Raises:
             ValueError: a picture is broken or over a limit.
         """
-        images = tuple(open_image(data, f"of anchor {self.id}") for data in self.pictures)
-        return Example(self.question, self.answer, images, self.id)
+        return self._example
+
+    @cached_property
+    def _example(self) -> Example:
+        for data in self.pictures:
+            open_image(data, f"of anchor {self.id}")
+        return Example(self.question, self.answer, self.pictures, self.id)
 
     @property
     def nbytes(self) -> int:

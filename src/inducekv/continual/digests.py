@@ -6,9 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-from inducekv.continual.image_key import image_key
 from inducekv.continual.stream import Stream
-from inducekv.examples import Example
+from inducekv.examples import Example, image_key
 
 
 def digest_of(stream: Stream) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from inducekv.continual.graders.base import PerAnswer, answer_of
 from inducekv.continual.graders.exact import exact_match, normalised
@@ -54,7 +55,7 @@ def _states(text: str) -> set[str]:
 
 def _science_faithful(prediction: str, example: Example) -> float:
     answer = answer_of(example)
-    if not any("MapQA" in str(image) for image in example.images):
+    if not any(isinstance(image, Path) and "MapQA" in str(image) for image in example.images):
         return float(prediction.lower() == answer.lower())
     if "which states" in example.question.lower():
         expected = _states(answer)

@@ -25,8 +25,8 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "no_coverage": ("no term for the spectral coverage of the keys", {"gamma": 0.0}),
     "no_retrieval_weighting": ("retrieved entries are read alike, whatever their alpha", {"weighting": "none"}),
     "all_layers": (
-        "payloads of all layers in 4 bits, phi fitted after every task, as for a model that says nothing of itself",
-        {"payload_layers": None, "payload_dtype": "int4", "calibration_steps": 5},
+        "payloads of all layers in 4 bits, as for a model that names none",
+        {"payload_layers": None, "payload_dtype": "int4"},
     ),
     "fast": ("one pass over the examples: herding, phi as it starts, no question asked", FAST),
     "greedy": ("entries chosen greedily", {"selector": "greedy"}),
