@@ -1,5 +1,6 @@
 """inducekv bench: what it lists, runs, reports, checks and refuses."""
 
+import dataclasses
 import json
 
 import pytest
@@ -18,6 +19,7 @@ def test_list_names_every_stream_and_method():
     assert set(listed["streams"]) == set(STREAMS)
     assert set(listed["methods"]) == set(METHODS)
     assert listed["methods"]["zero_shot"]["reference"] is True
+    assert [name for name, row in listed["methods"].items() if row["only_named"]] == ["inducekv/all_layers"]
     shown = run("bench", "list").stdout
     assert all(name in shown for name in (*STREAMS, *METHODS))
 
@@ -43,6 +45,14 @@ def test_run_covers_methods_budgets_and_seeds(tmp_path, _fakes):
     assert again.stdout.count("done before") == 8
     quiet = run(*arguments, "--results", tmp_path, "--quiet")
     assert (quiet.exit_code, quiet.stdout) == (0, "")
+
+
+def test_all_methods_are_those_that_need_not_be_named(tmp_path, _fakes):
+    bench.METHODS["oracle"] = dataclasses.replace(bench.METHODS["oracle"], only_named=True)
+    for methods, expected in (("all", {"parrot", "echo"}), ("oracle", {"oracle"})):
+        done = run("bench", "run", "fake", "--methods", methods, "--results", tmp_path / methods)
+        assert done.exit_code == 0, done.output
+        assert {found.method for found in read_results(tmp_path / methods)} == expected
 
 
 def test_run_takes_several_streams_and_patterns(tmp_path, _fakes):

@@ -44,6 +44,7 @@ def methods() -> str:
                             f"`{kind.needs}`" if kind.needs else "",
                             f"memory of `{kind.shares}`" if kind.shares else "",
                             "task labels" if kind.sees_task_labels else "",
+                            "to be named: not in `all`" if kind.only_named else "",
                         ),
                     )
                 )

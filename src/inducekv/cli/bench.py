@@ -37,7 +37,12 @@ def streams_and_methods(as_json: JsonOption = False) -> None:
             {
                 "streams": {name: kind.summary for name, kind in STREAMS.items()},
                 "methods": {
-                    name: {"title": kind.title, "summary": kind.summary, "reference": kind.reference}
+                    name: {
+                        "title": kind.title,
+                        "summary": kind.summary,
+                        "reference": kind.reference,
+                        "only_named": kind.only_named,
+                    }
                     for name, kind in METHODS.items()
                 },
             }
@@ -51,7 +56,7 @@ def streams_and_methods(as_json: JsonOption = False) -> None:
         table = Table(heading, "", box=None, header_style="bold")
         for name, method in METHODS.items():
             if method.reference is reference:
-                table.add_row(name, method.summary)
+                table.add_row(name, method.summary + (" (not in `all`)" if method.only_named else ""))
         out().print(table, "")
 
 
@@ -62,7 +67,7 @@ def run(
             metavar="STREAM", help="Names of streams, or patterns such as 'embedded/*'; see `inducekv bench list`."
         ),
     ],
-    methods: Annotated[str, typer.Option(help="Methods, comma-separated, or `all`.")] = "all",
+    methods: Annotated[str, typer.Option(help="Methods, comma-separated, or `all` (of `bench list`).")] = "all",
     budget: Annotated[str, typer.Option(help="Bytes that each method may deploy; several comma-separated.")] = "256KiB",
     seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0",
     model: Annotated[str, typer.Option(help="Model name, folder, or `embedded`.")] = "embedded",
@@ -95,7 +100,8 @@ def run(
     from inducekv.progress import console_progress
     from inducekv.ranks import Ranks
 
-    names = list(METHODS) if methods == "all" else _listed("--methods", methods)
+    every = [name for name, kind in METHODS.items() if not kind.only_named]
+    names = every if methods == "all" else _listed("--methods", methods)
     budgets = [parse_bytes(size) for size in _listed("--budget", budget)]
     todo = [one for stream in _streams(streams) for one in passes(stream, names, budgets, _seeds(seeds))]
     for module in sorted({METHODS[name].needs or "" for one in todo for name in one.methods} - {""}):

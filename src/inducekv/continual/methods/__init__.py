@@ -12,7 +12,7 @@ from inducekv.continual.methods.base import MethodKind as MethodKind
 from inducekv.continual.methods.cartridge import Cartridge
 from inducekv.continual.methods.ewc_lora import EwcLora
 from inducekv.continual.methods.individual_lora import IndividualLora
-from inducekv.continual.methods.inducekv import ABLATIONS, InduceKV
+from inducekv.continual.methods.inducekv import ABLATIONS, ONLY_NAMED, InduceKV
 from inducekv.continual.methods.joint_lora import JointLora
 from inducekv.continual.methods.l2p import L2P
 from inducekv.continual.methods.lwf_lora import LwfLora
@@ -103,7 +103,15 @@ METHODS: dict[str, MethodKind] = {
         _trained(Cartridge, "keys and values of virtual tokens, trained directly"),
         _row(InduceKV, "a memory of entries chosen by bilevel selection", _inducekv()),
         *(
-            MethodKind(f"inducekv/{name}", f"InduceKV, {name.replace('_', ' ')}", what, InduceKV, None, _inducekv(name))
+            MethodKind(
+                f"inducekv/{name}",
+                f"InduceKV, {name.replace('_', ' ')}",
+                what,
+                InduceKV,
+                None,
+                _inducekv(name),
+                name in ONLY_NAMED,
+            )
             for name, (what, _) in ABLATIONS.items()
         ),
     )

@@ -110,6 +110,7 @@ class MethodKind:
         method: its class.
         needs: package beyond the library's own that it needs, or None.
         make: makes one; called with the arguments of `make_method`.
+        only_named: it is no part of `--methods all`.
     """
 
     name: str
@@ -118,6 +119,7 @@ class MethodKind:
     method: type[Method]
     needs: str | None
     make: Callable[..., Method]
+    only_named: bool = False
 
     @property
     def reference(self) -> bool:

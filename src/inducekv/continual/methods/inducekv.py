@@ -35,6 +35,8 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("entries chosen at random", {"selector": "random"}),
 }
 """What each ablation is, and the configuration it changes."""
+ONLY_NAMED = ("all_layers",)
+"""Those that take nothing away from the method: rows that run when they are named, not with `all`."""
 
 
 class InduceKV(Method):
