@@ -50,7 +50,10 @@ def _unreadable(name: Any, error: Exception) -> ValueError:
         return ValueError(
             f"image {name}: too many pixels, at most {MAX_IMAGE_PIXELS:,} pixels are allowed; make it smaller ({error})"
         )
-    return ValueError(f"image {name}: not a readable picture ({error})")
+    why = (
+        "of no known format" if isinstance(error, UnidentifiedImageError) else error
+    )  # which shows an object's address
+    return ValueError(f"image {name}: not a readable picture ({why})")
 
 
 def _check_file_size(path: Path) -> None:
