@@ -50,9 +50,8 @@ def _unreadable(name: Any, error: Exception) -> ValueError:
         return ValueError(
             f"image {name}: too many pixels, at most {MAX_IMAGE_PIXELS:,} pixels are allowed; make it smaller ({error})"
         )
-    why = (
-        "of no known format" if isinstance(error, UnidentifiedImageError) else error
-    )  # which shows an object's address
+    # Pillow's own words would show the address of an object
+    why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
     return ValueError(f"image {name}: not a readable picture ({why})")
 
 
