@@ -105,7 +105,7 @@ def test_bilevel_finds_the_planted_entries(hypergradient, seed):
 def test_bilevel_finds_them_from_a_random_start_too(monkeypatch):
     problem, good = planted()
     module = import_module("inducekv.selection.bilevel")
-    monkeypatch.setattr(module, "herding", SELECTORS["random"])
+    monkeypatch.setattr(module, "facility_location", SELECTORS["random"])
     config = InduceKVConfig(outer_steps=60, inner_steps=2)
     selection = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
     assert len(good & set(selection.chosen)) >= len(good) - 2
@@ -122,7 +122,7 @@ def test_greedy_finds_them_and_random_does_not():
 def test_bilevel_is_never_worse_than_its_start_by_its_own_measure():
     problem, _ = planted(seed=5, noise=60)
     config = InduceKVConfig(outer_steps=8, inner_steps=1)
-    start = SELECTORS["herding"](problem, config, torch.Generator())
+    start = SELECTORS["facility_location"](problem, config, torch.Generator())
     end = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
 
     def value(selection, phi):
@@ -385,4 +385,4 @@ def test_steps_within_the_error_of_the_objective_are_taken_back(monkeypatch):
     assert any(row["kept"] and row["exchanged"] for row in sure.history)
     monkeypatch.setattr(import_module("inducekv.selection.bilevel"), "CERTAINTY", 1e6)
     none = SELECTORS["bilevel"](problem, config, torch.Generator().manual_seed(0))
-    assert none.chosen == SELECTORS["herding"](problem, config, torch.Generator()).chosen
+    assert none.chosen == SELECTORS["facility_location"](problem, config, torch.Generator()).chosen
