@@ -120,7 +120,8 @@ def fit(
         TrainingDiverged: the loss of a batch is no finite number.
     """
     trained = list(parameters)
-    optimiser = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.0)
+    blocks = side_by_side(trained)
+    optimiser = torch.optim.AdamW(blocks, lr=recipe.learning_rate, weight_decay=0.0)
     steps = recipe.epochs * len(batches)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warm_up_cosine(steps, recipe.warm_up))
     losses: list[float] = []
@@ -134,15 +135,40 @@ def fit(
                         f"{what}: after {len(losses)} of {steps} steps the loss is {float(value.detach())}; give the "
                         f"method a recipe with a learning rate below {recipe.learning_rate:g}"
                     )
-                optimiser.zero_grad()
+                optimiser.zero_grad(set_to_none=False)
                 value.backward()
-                nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
+                norm = nn.utils.get_total_norm([each.grad for each in trained if each.grad is not None])
+                nn.utils.clip_grads_with_norm_(blocks, recipe.max_grad_norm, norm)
                 optimiser.step()
                 schedule.step()
                 losses.append(float(value.detach()))
                 progress.advance()
     progress.stop()
     return losses
+
+
+@torch.no_grad()
+def side_by_side(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Moves parameters and their gradients (then zero) into one block for each dtype and device.
+
+    They stay what they are, as views of the blocks: what an optimiser does to a block happens to them, to the last bit,
+    in one step for all instead of some ten operations for each.
+    """
+    groups: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    blocks = []
+    for group in groups.values():
+        block = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in group]))
+        block.grad = torch.zeros_like(block)
+        sizes = [parameter.numel() for parameter in group]
+        for parameter, values, gradient in zip(
+            group, block.detach().split(sizes), block.grad.split(sizes), strict=True
+        ):
+            parameter.data = values.view(parameter.shape)
+            parameter.grad = gradient.view(parameter.shape)
+        blocks.append(block)
+    return blocks
 
 
 def warm_up_cosine(steps: int, warm_up: float) -> Callable[[int], float]:
