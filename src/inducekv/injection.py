@@ -107,7 +107,7 @@ class Injection:
 
     def rows(self, chosen: Tensor) -> "Injection":
         """The injection of some of the rows, in the order of `chosen` (indices `[n]`)."""
-        shared = self.places is not None
+        shared = self.places is not None or torch.equal(chosen, torch.arange(len(self.mask), device=chosen.device))
         return replace(
             self,
             keys=list(self.keys) if shared else [key[chosen] for key in self.keys],
