@@ -11,9 +11,11 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration, Qwen2Config
 
 from inducekv import Backbone, InducedModel, InduceKVConfig, KVMemory
 from inducekv.encoded import Encoded
-from inducekv.entry import Entry, Layout, Payload
+from inducekv.entry import Entry
+from inducekv.layout import Layout
 from inducekv.model import empty_memory
 from inducekv.retrieval_key import key_dim
+from inducekv.stored_payload import Payload
 
 TASK = "synthetic"
 

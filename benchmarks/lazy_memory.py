@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from inducekv import KVMemory, memory_file
-from inducekv.entry import Layout
+from inducekv.layout import Layout
 from inducekv.stored_entries import blocks_of
 from inducekv.tensor_file import Block, header_of
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import tiny_families
 from inducekv.cli import app
 from inducekv.doctor import TEXT_NBYTES, diagnose, examine
-from inducekv.entry import Layout
+from inducekv.layout import Layout
 
 
 @pytest.mark.parametrize("family", tiny_families.MODELS)

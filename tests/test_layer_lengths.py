@@ -16,9 +16,10 @@ from inducekv.cache import as_cache
 from inducekv.compression import AttentionSum, PrefixKV, RotateKV, ShiftKV
 from inducekv.config import InduceKVConfig
 from inducekv.encoded import Encoded
-from inducekv.entry import Entry, Layout
+from inducekv.entry import Entry
 from inducekv.injection import Injection, build_injection, joined
 from inducekv.layer_lengths import by_layer, fills, of_layers
+from inducekv.layout import Layout
 from inducekv.memory import KVMemory
 from inducekv.memory_file import INDEX, MemoryFileError, _index_digest
 from inducekv.model import InducedModel

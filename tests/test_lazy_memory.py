@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from inducekv import memory_file, tensor_file
 from inducekv.entries import Entries
-from inducekv.entry import Entry, Layout
+from inducekv.entry import Entry
 from inducekv.layer_lengths import Loaded
+from inducekv.layout import Layout
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_file import MemoryFileError
 from inducekv.payload_cache import PayloadCache

@@ -11,7 +11,7 @@ from PIL import Image
 import tiny
 from inducekv.abstention import thresholds
 from inducekv.config import InduceKVConfig
-from inducekv.entry import Entry, Payload
+from inducekv.entry import Entry
 from inducekv.examples import Example
 from inducekv.learner import entry_id, learn
 from inducekv.memory import BudgetError
@@ -21,6 +21,7 @@ from inducekv.selection import SELECTORS
 from inducekv.selection.likelihood import LikelihoodScorer, to_calibration, to_phi
 from inducekv.selection.questions import Question, questions_of
 from inducekv.splits import QUESTIONS, assign_roles, balanced_order
+from inducekv.stored_payload import Payload
 from inducekv.training_state import Anchor, TrainingState
 
 FAST = {"outer_steps": 2, "inner_steps": 1, "candidates": 12, "anchors": 6, "batch_size": 8}

@@ -17,10 +17,12 @@ from inducekv.compression.bits import unpack
 from inducekv.compression.storage import BITS, dequantise, quantise
 from inducekv.config import InduceKVConfig, PayloadDtype
 from inducekv.encoded import Encoded
-from inducekv.entry import TEXT_LIMIT, Entry, Layout, Payload
+from inducekv.entry import TEXT_LIMIT, Entry
+from inducekv.layout import Layout
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_file import FingerprintError, MemoryFileError, MemoryLockedError
 from inducekv.retrieval import Calibration
+from inducekv.stored_payload import Payload
 
 LAYOUT = Layout((0, 1, 2), kv_heads=2, head_dim=4, key_dim=8)
 FINGERPRINT = {"architecture": "Tiny", "layers": 3, "key_layer": 3, "key_pool": "last"}

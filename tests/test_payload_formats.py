@@ -10,9 +10,9 @@ import tiny
 from inducekv.compression import Compression, LiveCompression, MeanPool, NoCompression, RotateKV, ShiftKV, SphericalKV
 from inducekv.config import InduceKVConfig
 from inducekv.encoded import Encoded
-from inducekv.entry import Payload
 from inducekv.memory import KVMemory
 from inducekv.model import InducedModel
+from inducekv.stored_payload import Payload
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])

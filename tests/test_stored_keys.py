@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import normalize
 
 from inducekv.encoded import ANSWER, Encoded
-from inducekv.entry import Entry, Layout
+from inducekv.entry import Entry
+from inducekv.layout import Layout
 from inducekv.memory import KVMemory
 from inducekv.stored_keys import KEY_DTYPES, decode_keys, encode_key, key_width
 

@@ -11,9 +11,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from inducekv.bytes import parse_bytes
 from inducekv.config import InduceKVConfig
-from inducekv.entry import BOOKKEEPING, Layout
 from inducekv.families import DECODERS, FAMILIES, refusals, rope_types, unknown_family
 from inducekv.json_object import read_json_object
+from inducekv.layout import BOOKKEEPING, Layout
 from inducekv.retrieval_key import key_dim
 
 CONFIG_LIMIT = 4 * 2**20

@@ -12,8 +12,9 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
-from inducekv.entry import Entry, Layout
+from inducekv.entry import Entry
 from inducekv.entry_table import EntryTable
+from inducekv.layout import Layout
 from inducekv.stored_entries import StoredEntries, StoredEntry
 from inducekv.stored_keys import decode_keys
 

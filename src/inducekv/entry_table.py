@@ -9,7 +9,8 @@ from jaxtyping import Int32, Int64
 from numpy.typing import NDArray
 
 from inducekv.config import PayloadDtype
-from inducekv.entry import Entry, Layout
+from inducekv.entry import Entry
+from inducekv.layout import Layout
 
 TOKENS, SPAN, ANSWER_LENGTH, TASK = range(4)
 """Columns of `EntryTable.numbers`."""

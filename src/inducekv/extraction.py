@@ -13,11 +13,12 @@ from torch import Tensor
 from inducekv.backbone import Backbone
 from inducekv.compression import compression_named
 from inducekv.config import InduceKVConfig
-from inducekv.entry import Entry, Payload
+from inducekv.entry import Entry
 from inducekv.examples import Example
 from inducekv.memory import KVMemory
 from inducekv.progress import SILENT, Progress
 from inducekv.ranks import ALONE, Ranks
+from inducekv.stored_payload import Payload
 
 Extracted = tuple[Entry, Float[Tensor, " key_dim"]]
 """An entry as it would be stored, and its key before it was: float32 `[key_dim]`."""

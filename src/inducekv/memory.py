@@ -15,8 +15,9 @@ from inducekv.bytes import format_bytes, parse_bytes
 from inducekv.compression.storage import check_format
 from inducekv.config import PayloadDtype
 from inducekv.entries import Entries
-from inducekv.entry import Entry, Layout, check_entry
+from inducekv.entry import Entry, check_entry
 from inducekv.entry_table import TASK
+from inducekv.layout import Layout
 from inducekv.payload_cache import PAYLOAD_CACHE, PayloadCache
 from inducekv.payloads import Payloads
 from inducekv.retrieval import Calibration

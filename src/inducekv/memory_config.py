@@ -8,7 +8,7 @@ from inducekv.backbone import Backbone
 from inducekv.compression import compression_named
 from inducekv.config import InduceKVConfig
 from inducekv.decoder import chosen_key_layer
-from inducekv.entry import Layout
+from inducekv.layout import Layout
 from inducekv.memory import KVMemory
 from inducekv.memory_file import FingerprintError
 from inducekv.retrieval_key import key_dim

@@ -19,10 +19,10 @@ import torch
 
 from inducekv.atomic import write_atomically, write_parts_atomically
 from inducekv.entries import Entries, raw
-from inducekv.entry import Layout
 from inducekv.fingerprint import FingerprintError as FingerprintError
 from inducekv.fingerprint import check_fingerprint as check_fingerprint
 from inducekv.layer_lengths import fills
+from inducekv.layout import Layout
 from inducekv.retrieval import Calibration
 from inducekv.stored_entries import PARTS, StoredEntries, blocks_of, finite
 from inducekv.table_reader import read_table

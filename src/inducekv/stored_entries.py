@@ -12,9 +12,11 @@ from torch import Tensor
 
 from inducekv.compression.storage import BITS, STORAGE_DTYPES, stored_width
 from inducekv.config import PayloadDtype
-from inducekv.entry import Entry, Layout, Payload
+from inducekv.entry import Entry
 from inducekv.entry_table import ANSWER_LENGTH, SPAN, TASK, TOKENS, EntryTable
+from inducekv.layout import Layout
 from inducekv.stored_keys import KEY_DTYPES, key_width
+from inducekv.stored_payload import Payload
 from inducekv.tensor_file import Block, MemoryFileError, TensorFile
 
 PARTS = ("payload_keys", "payload_values", "key_scales", "value_scales")

@@ -8,8 +8,8 @@ from typing import ClassVar
 from inducekv.continual.ledger import Ledger
 from inducekv.continual.methods.base import Method
 from inducekv.continual.stream import Experience
-from inducekv.entry import BOOKKEEPING
 from inducekv.examples import Example
+from inducekv.layout import BOOKKEEPING
 from inducekv.model import InducedModel
 from inducekv.progress import SILENT, Progress
 from inducekv.retrieval import similarities
