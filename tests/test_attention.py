@@ -226,6 +226,19 @@ def test_rows_must_fit_the_batch(llava: Backbone) -> None:
         generated(llava, inputs_of(llava, ASKED))
 
 
+@pytest.mark.parametrize("chosen", [[0, 1], [1, 0], [1], [0]])
+def test_rows_are_those_that_were_chosen_and_all_of_them_are_not_copied(llava: Backbone, chosen: list[int]) -> None:
+    injection = memory_of(llava, LEARNED[:2])
+    assert injection is not None and injection.places is None
+    rows = injection.rows(torch.tensor(chosen))
+    for whole, some in zip([*injection.keys, *injection.values], [*rows.keys, *rows.values], strict=True):
+        assert torch.equal(some, whole[chosen])
+        assert (some is whole) == (chosen == [0, 1])
+    assert torch.equal(rows.mask, injection.mask[chosen])
+    rows.keys[0] = rows.keys[0] * 2
+    assert not torch.equal(rows.keys[0], injection.keys[0]), "what is put in its place is not put into the other"
+
+
 def test_other_attention_implementations_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     backbone = tiny.llava()
     monkeypatch.setattr(backbone.text_model.config, "_attn_implementation_internal", "flash_attention_2")

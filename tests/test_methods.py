@@ -234,6 +234,26 @@ def test_retrieved_examples_come_before_the_question_as_turns(small):
     assert {anchor.answer for anchor in method.sources.anchors} == {"zorb", "ka"}
 
 
+def test_longer_prompts_are_asked_as_many_times_fewer_at_once(small, monkeypatch):
+    partner, method = make("retrieved_prompt", small)
+    learn((partner, method), TASKS[0])
+    asked, rows = [named(i + 10, "zorb") for i in range(5)], []
+    shown = max(len(answer.sources) for answer in partner.model.answer_all(asked))
+    assert shown > 1
+    generate = small.model.generate
+
+    def counted(**inputs):
+        rows.append(len(inputs["input_ids"]))
+        return generate(**inputs)
+
+    monkeypatch.setattr(small.model, "generate", counted)
+    method.batch_size = 2 * shown + 1
+    several = method.answer(asked)
+    method.batch_size = 1
+    assert method.answer(asked) == several
+    assert rows == [2, 2, 1, 1, 1, 1, 1, 1]
+
+
 # -- what the training loop and the adapters promise, on LoRA
 
 
@@ -294,10 +314,11 @@ def test_training_on_a_loss_that_is_no_number_stops_and_says_what_to_do():
         )
 
 
-@pytest.mark.parametrize("name", ["zero_shot", "sequential_lora", "prompt_tuning", "l2p"])
+@pytest.mark.parametrize("name", ["zero_shot", "sequential_lora", "prompt_tuning", "l2p", "inducekv/fast"])
 def test_questions_are_answered_so_many_at_once(name, monkeypatch):
     backbone = tiny.llava()
-    method = make_method(name, backbone, budget=BUDGET, seed=0, stream_length=1, max_new_tokens=2, **ROWS[name])
+    options = ROWS[name] or {"config": CONFIG}
+    method = make_method(name, backbone, budget=BUDGET, seed=0, stream_length=1, max_new_tokens=2, **options)
     method.learn(Experience("words", tuple(named(i, "zorb") for i in range(3)), (named(3, "zorb"),)))
     asked, rows = [named(i + 10, "zorb") for i in range(5)], []
     generate = backbone.model.generate

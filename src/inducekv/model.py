@@ -164,6 +164,7 @@ class InducedModel:
         progress: Progress = SILENT,
         max_new_tokens: int = 32,
         sources: bool = True,
+        batch_size: int | None = None,
         **options: Any,
     ) -> list[Answer]:
         """Answers many questions in batches, each reading its own entries; answers in `examples` are not looked at.
@@ -175,6 +176,7 @@ class InducedModel:
             max_new_tokens: longest answer in tokens.
             sources: also say which entries each answer read, which takes the attention mass of each; False: faster,
                 and `Answer.sources` is empty.
+            batch_size: questions in one forward pass, at most; None: as the configuration says.
             options: to `model.generate`.
 
         Raises:
@@ -182,7 +184,9 @@ class InducedModel:
         """
         if not examples:
             return []
-        prepared = self.backbone.prepare(examples, False, batch_size=self.config.batch_size)
+        prepared = self.backbone.prepare(
+            examples, False, batch_size=self.config.batch_size if batch_size is None else batch_size
+        )
         readings = self._readings(memory)
         if isinstance(readings, list) and len(readings) != len(examples):
             raise ValueError(f"{len(readings)} memories were given for {len(examples)} examples; give one for each")

@@ -24,8 +24,7 @@ class Method(ABC):
         name, title: of the row in the table of methods; an ablation carries its own.
         ranks: this process among several that run the method together, set by the bench before the first task. A method
             may share out the work of `learn`, and must end in every process as it would in one alone.
-        batch_size: questions answered in one forward pass, at most, where the method's own configuration does not say;
-            set by the bench.
+        batch_size: questions answered in one forward pass, at most; set by the bench.
     """
 
     name: str

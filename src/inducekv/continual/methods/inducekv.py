@@ -74,7 +74,11 @@ class InduceKV(Method):
 
     def answer(self, examples: Sequence[Example], progress: Progress = SILENT, task: str | None = None) -> list[str]:
         answers = self.model.answer_all(
-            list(examples), progress=progress, max_new_tokens=self._max_new_tokens, sources=False
+            list(examples),
+            progress=progress,
+            max_new_tokens=self._max_new_tokens,
+            sources=False,
+            batch_size=self.batch_size,
         )
         return [answer.text for answer in answers]
 

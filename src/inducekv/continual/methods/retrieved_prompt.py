@@ -23,6 +23,7 @@ class RetrievedPrompt(Method):
 
     It shares the memory of an `InducedModel` that another method teaches, reads its keys alone, and keeps the sources
     of its entries. They are counted as they are stored: picture files and texts, which may be more than the budget.
+    Prompts are as many times as long as they show examples, so that many times fewer are asked at once.
 
     Args:
         model: taught by the other method.
@@ -64,7 +65,8 @@ class RetrievedPrompt(Method):
             sources = [anchor.example() for anchor in self.sources.anchors]
             for row, places, valid in zip(shown, retrieved.indices.tolist(), retrieved.valid.tolist(), strict=True):
                 row += [sources[place] for place, read in zip(places, valid, strict=True) if read]
-        prepared = model.backbone.prepare(examples, False, shown=shown, batch_size=model.config.batch_size)
+        size = max(1, self.batch_size // max(1, *map(len, shown)))
+        prepared = model.backbone.prepare(examples, False, shown=shown, batch_size=size)
         return model.backbone.generate(prepared, max_new_tokens=self._max_new_tokens, progress=progress)
 
     @property
