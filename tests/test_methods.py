@@ -47,6 +47,7 @@ ROWS: dict[str, dict] = {
     "inducekv/fast": {},
     "inducekv/greedy": {},
     "inducekv/facility_location": {},
+    "inducekv/herding": {},
     "inducekv/reservoir": {},
     "inducekv/random": {},
 }

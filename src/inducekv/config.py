@@ -26,7 +26,7 @@ PAYLOADS = ("none", "mean_pool", "keep_answer", "shift_kv", "auto")
 Hypergradient = Literal["first_order", "implicit"]
 
 
-FAST: dict[str, Any] = {"selector": "herding", "calibration_steps": 0}
+FAST: dict[str, Any] = {"selector": "facility_location", "calibration_steps": 0}
 """Fields of `InduceKVConfig.fast()`."""
 LARGEST_FILE = 65_536
 """Bytes of a file of fields, at most: it may come from where models come from."""
@@ -203,7 +203,7 @@ class InduceKVConfig:
 
     @classmethod
     def fast(cls, **changes: Any) -> "InduceKVConfig":
-        """Learning that reads every example once and scores none: entries by herding, calibration as it starts.
+        """Learning that reads every example once and scores none: entries by facility location, phi as it starts.
 
         CHOICE, for where learning must take less time than an epoch of training. Anchors are kept, for when a task is
         learned in another way later, and not asked: earlier tasks keep their thresholds of abstention.

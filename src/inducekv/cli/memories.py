@@ -44,7 +44,9 @@ def learn(
     ] = None,
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="Read every example once: herding, no calibration.", rich_help_panel=_CONFIG_PANEL),
+        typer.Option(
+            "--fast", help="Read every example once: facility location, no calibration.", rich_help_panel=_CONFIG_PANEL
+        ),
     ] = False,
     selector: Annotated[
         str | None,

@@ -28,9 +28,10 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
         "payloads of all layers in 4 bits, as for a model that names none",
         {"payload_layers": None, "payload_dtype": "int4"},
     ),
-    "fast": ("one pass over the examples: herding, phi as it starts, no question asked", FAST),
+    "fast": ("one pass over the examples: facility location, phi as it starts, no question asked", FAST),
     "greedy": ("entries chosen greedily", {"selector": "greedy"}),
     "facility_location": ("entries chosen by facility location", {"selector": "facility_location"}),
+    "herding": ("entries chosen by herding", {"selector": "herding"}),
     "reservoir": ("entries chosen by reservoir sampling", {"selector": "reservoir"}),
     "random": ("entries chosen at random", {"selector": "random"}),
 }
