@@ -26,6 +26,7 @@ from inducekv.own_config import changed
 from inducekv.preamble import common_beginning
 from inducekv.preparing import batched
 from inducekv.progress import SILENT, Progress
+from inducekv.published import published_fields
 from inducekv.rendering import Batch, Prepared, Rendered, render
 from inducekv.retrieval_key import key_dim, retrieval_key
 from inducekv.scoring import Scores, answer_nll
@@ -97,10 +98,13 @@ class Backbone:
     def config(self, changes: Mapping[str, Any] | None = None) -> InduceKVConfig:
         """The configuration that the model names for itself, the defaults for the rest, with some fields changed.
 
+        A model that names nothing is read as published models are (`published.published_fields`).
+
         Raises:
             ValueError, TypeError: as `InduceKVConfig`.
         """
-        return changed(self.own_config, changes or {})
+        own = self.own_config or published_fields(self.layers, self.image_token is not None)
+        return changed(own, changes or {})
 
     # -- preparing
 

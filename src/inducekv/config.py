@@ -56,7 +56,8 @@ class InduceKVConfig:
             text, header), and those of a prompt do not read memory: they stay as they are without it.
         neighbours: other examples of the task, the nearest, that an example is encoded behind; its entry holds its own
             tokens only. 0: every example is encoded alone.
-        mass: what is added to the logits of memory tokens at first (see `Calibration.mass`).
+        mass: what is added to the logits of memory tokens at first (see `Calibration.mass`); None: found, with the
+            temperature, on the first task's own questions.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's);
@@ -99,7 +100,7 @@ class InduceKVConfig:
     payload_layers: tuple[int, ...] | None = None
     shared_preamble: bool = False
     neighbours: int = 0
-    mass: float = 0.0
+    mass: float | None = 0.0
     key_layer: int | None = None
     key_pool: KeyPool = DEFAULT_KEY_POOL
     key_space: KeySpaceName = "raw"
@@ -180,8 +181,12 @@ class InduceKVConfig:
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not math.isfinite(value) or value < 0 or (positive and value == 0):
                 raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
-        if isinstance(self.mass, bool) or not isinstance(self.mass, int | float) or not abs(self.mass) <= LARGEST_MASS:
-            raise ValueError(f"mass must be a number from -{LARGEST_MASS:g} to {LARGEST_MASS:g}, got {self.mass!r}")
+        mass = 0.0 if self.mass is None else self.mass
+        if isinstance(mass, bool) or not isinstance(mass, int | float) or not abs(mass) <= LARGEST_MASS:
+            raise ValueError(
+                f"mass must be a number from -{LARGEST_MASS:g} to {LARGEST_MASS:g}, or None to find one on the first "
+                f"task, got {mass!r}"
+            )
         for name in ("abstain", "shared_preamble"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")

@@ -12,8 +12,8 @@ COMPONENTS = 32
 """Principal directions of the keys that whitening shortens, at most. CHOICE: on clinc150 and banking77 with
 SmolLM2-135M, 16 to 128 differ by less than their error."""
 SHRINKAGE = 0.85
-"""Weight of the mean variance in what a direction is divided by; its own variance has the rest. CHOICE: less helps large
-memories of many tasks, more small ones of one."""
+"""Weight of the mean variance in what a direction is divided by; its own variance has the rest. CHOICE: less helps
+large memories of many tasks, more helps small ones of one task."""
 SAMPLE = 1024
 """Keys that the directions are found from, at most, evenly spread over the memory."""
 AT_ONCE = 4096

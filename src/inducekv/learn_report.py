@@ -20,7 +20,7 @@ class LearnReport:
         anchors, anchors_nbytes: kept in the training state, apart from the memory.
         before, after: J and its terms (nats; coverage without unit) with the old memory and with the new one; empty
             where learning scores no questions (`InduceKVConfig.scores_questions`).
-        tau, lambdas: the calibration.
+        tau, mass, lambdas: the calibration.
         seconds: by stage.
         history: what the selector noted at each step.
         warnings: sentences for a person.
@@ -39,6 +39,7 @@ class LearnReport:
     before: dict[str, float]
     after: dict[str, float]
     tau: float
+    mass: float
     lambdas: list[float]
     seconds: dict[str, float]
     history: list[dict[str, Any]] = field(default_factory=list)

@@ -18,6 +18,7 @@ from inducekv.config import InduceKVConfig
 from inducekv.entry import Entry, check_name
 from inducekv.examples import Example
 from inducekv.extraction import extract
+from inducekv.first_calibration import QUESTIONS, first_calibration
 from inducekv.learn_report import LearnReport as LearnReport
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_config import note_config
@@ -86,6 +87,7 @@ def learn(
             "or make entries smaller (payload, payload_tokens, payload_dtype, key_dtype)"
         )
     asks = config.scores_questions(everything_fits=all_fit(costs, total))
+    is_first = config.mass is None and not len(memory)
     with watch("prepare"):
         known = {entry.id: key for entry, key in zip(fresh, keys, strict=True)}
         asked = [examples[i] for i in (*roles.calibration, *roles.current)]
@@ -109,17 +111,20 @@ def learn(
             pool_keys,
             [entry.id for entry in pool],
             [entry.answer for entry in pool],
-            splits if asks else {},
+            splits if asks else {"calibration": questions[:QUESTIONS]} if is_first else {},
             config,
             progress,
             [entry.behind or training_state.behind.get(entry.id, ()) for entry in pool],
         )
     earlier = len(set(memory.tasks) - {task})
-    problem = _problem(scorer, pool, pool_keys, costs, total, _start(memory, config), config, earlier)
+    with watch("calibrate"):
+        start = _start(memory, config)
+        start = first_calibration(scorer, start, progress) if is_first else start
+    problem = _problem(scorer, pool, pool_keys, costs, total, start, config, earlier)
     generator = torch.Generator().manual_seed(config.seed)
     with watch("select"):
         selection = SELECTORS[config.selector](problem, config, generator, progress)
-    with watch("calibrate"):
+    with watch("calibrate"):  # adds to what the start took
         phi = _calibrate(problem, selection, config, generator, progress)
     with watch("assess"), torch.no_grad():
         held = indicator([i for i, entry in enumerate(pool) if i < len(old)], len(pool))
@@ -159,6 +164,7 @@ def learn(
         before=before,
         after=after,
         tau=float(memory.calibration.tau),
+        mass=float(memory.calibration.mass),
         lambdas=memory.calibration.lambdas.tolist(),
         seconds=watch.seconds,
         history=selection.history,
@@ -176,7 +182,7 @@ class _Watch:
     def __call__(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.seconds[stage] = time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 def _named(examples: Sequence[Example], task: str, taken: set[str], warnings: list[str]) -> list[Example]:
@@ -220,7 +226,7 @@ def _fixed_nbytes(memory: KVMemory, task: str) -> int:
 def _start(memory: KVMemory, config: InduceKVConfig) -> Calibration:
     if len(memory):
         return memory.calibration
-    return Calibration.initial(len(memory.layout.layers), config.temperature, mass=config.mass)
+    return Calibration.initial(len(memory.layout.layers), config.temperature, mass=config.mass or 0.0)
 
 
 def _anchor_questions(
@@ -247,7 +253,7 @@ def _problem(
     coverage = Coverage.of_keys(
         keys, costs, spent, dimensions=config.projection_dim, epsilon=config.epsilon, seed=config.seed
     )
-    initial = to_phi(Calibration.initial(len(start.phi_lambda), config.temperature, mass=config.mass))
+    initial = to_phi(Calibration.initial(len(start.phi_lambda), config.temperature, mass=config.mass or 0.0))
     prior = Prior(initial, config.calibration_prior) if config.calibration_prior else None
     objective = Objective(scorer, coverage, config.beta * max(1, earlier), config.gamma, prior)
     tasks, ids = [entry.task for entry in pool], [entry.id for entry in pool]

@@ -55,4 +55,6 @@ def changed(own: Mapping[str, Any], changes: Mapping[str, Any]) -> InduceKVConfi
     found_with = own.get("retrieval", InduceKVConfig.retrieval)
     if changes.get("retrieval", found_with) != found_with:
         fields.pop("payload_layers", None)
+    if "payload" in changes and "payload_tokens" not in changes:
+        fields.pop("payload_tokens", None)  # those of another method
     return InduceKVConfig.from_dict({**fields, **changes})

@@ -113,11 +113,16 @@ class LikelihoodScorer:
         everything, nothing = torch.ones(len(self._ids)), torch.zeros(len(self._ids), dtype=torch.bool)
         layers = self._payloads.layers
         count = self._backbone.layers if layers is None else len(layers)
-        phi = to_phi(Calibration.initial(count, self._config.temperature, mass=self._config.mass))
+        phi = to_phi(Calibration.initial(count, self._config.temperature, mass=self._config.mass or 0.0))
         strict = replace(chunk, own=chunk.own | same)
         with torch.no_grad():
             nll = self._score(strict, self._retrieve(strict, everything, nothing, phi), phi)
         return replace(chunk, own=chunk.own | (same & (nll < COMPOSED)[:, None]))
+
+    @property
+    def entries(self) -> int:
+        """How many candidates there are."""
+        return len(self._ids)
 
     def size(self, split: Split) -> int:
         return sum(len(chunk.keys) for chunk in self._chunks.get(split, ()))
