@@ -247,10 +247,11 @@ def filled() -> KVMemory:
     return held
 
 
-def test_the_format_has_not_changed(tmp_path: Path) -> None:
-    """A memory written when version 3 was made is read, and written again byte for byte."""
-    golden = Path(__file__).parent / "golden" / "memory-v3"
-    loaded = KVMemory.from_pretrained(golden)
+@pytest.mark.parametrize("version", ["memory-lengths", "memory-v3"])
+def test_the_format_has_not_changed(tmp_path: Path, version: str) -> None:
+    """A memory written when version 4 was made is read, and written again byte for byte; one of version 3 alike."""
+    golden = Path(__file__).parent / "golden" / "memory-lengths"
+    loaded = KVMemory.from_pretrained(golden.with_name(version))
     for one, other in zip(loaded.entries, filled().entries, strict=True):
         assert one.payload.layer_lengths is not None and other.payload.layer_lengths is not None
         assert torch.equal(one.payload.layer_lengths, other.payload.layer_lengths)

@@ -342,6 +342,8 @@ def _build(kind: type["KVMemory"], index: dict[str, Any], file: TensorFile, lazy
         lazy = os.name == "posix" and sum(file.blocks[name].nbytes for name in PARTS if name in expected) > LAZY_ABOVE
     memory._hold(Entries.stored(store) if lazy else Entries.read(store))
     if earlier:  # whose budget did not count the index and the header
+        if memory.nbytes > budget:
+            raise MemoryFileError(f"it holds {memory.nbytes:,} bytes, its budget is {value(budget)}")
         memory.budget = budget
         memory.budget = max(budget, memory.file_nbytes)
     if memory.nbytes != index["nbytes"]:
