@@ -74,7 +74,9 @@ def check_fingerprint(fingerprint: dict[str, Any], backbone: "Backbone") -> None
     names = sorted(set(fingerprint) | set(actual))
     differing = [n for n in names if fingerprint.get(n) != actual.get(n)]
     if differing:
-        details = "; ".join(f"{escaped(n)}: memory {value(fingerprint.get(n))}, model {value(actual.get(n))}" for n in differing)
+        details = "; ".join(
+            f"{escaped(n)}: memory {value(fingerprint.get(n))}, model {value(actual.get(n))}" for n in differing
+        )
         raise FingerprintError(
             f"this memory was made for another model ({details}); load it with the model it was learned with"
         )

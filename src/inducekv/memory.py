@@ -69,7 +69,7 @@ class KVMemory:
         return len(self._entries)
 
     def __repr__(self) -> str:
-        size, budget = format_bytes(self.nbytes), format_bytes(self.budget)
+        size, budget = format_bytes(self.file_nbytes), format_bytes(self.budget)
         return f"KVMemory({len(self)} entries of {len(self.tasks)} tasks, {size} of {budget})"
 
     @property
@@ -118,7 +118,7 @@ class KVMemory:
     def check_size(self) -> None:
         """
         Raises:
-            BudgetError: the files would take more than the budget (`metadata` has grown since entries were added, say).
+            BudgetError: the files would take more than the budget, since `metadata` has grown, say.
         """
         self._check_budget(self._entries, self.budget)
 

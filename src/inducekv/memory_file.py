@@ -30,10 +30,17 @@ from inducekv.memory_folder import MemoryLockedError as MemoryLockedError
 from inducekv.memory_folder import lock, sweep
 from inducekv.memory_index import FORMAT as FORMAT
 from inducekv.memory_index import INDEX as INDEX
-from inducekv.memory_index import LARGEST_METADATA, NAMES_ALL, Generation, NamedFile
+from inducekv.memory_index import (
+    LARGEST_METADATA,
+    NAMES_ALL,
+    Generation,
+    NamedFile,
+    generation_of,
+    index_nbytes,
+    read_index,
+)
 from inducekv.memory_index import VERSION as VERSION
 from inducekv.memory_index import encode as _encode
-from inducekv.memory_index import generation_of, index_nbytes, read_index
 from inducekv.memory_index import index_digest as _index_digest
 from inducekv.retrieval import Calibration
 from inducekv.stored_entries import PARTS, StoredEntries, blocks_of, finite
@@ -73,8 +80,8 @@ def save(memory: "KVMemory", directory: Path, training_state: TrainingState | No
     has entries of are written.
 
     Args:
-        training_state: to write beside the memory. None: the one in the folder stays if the memory was loaded from there
-            or saved there before, else there is none.
+        training_state: to write beside the memory. None: the one in the folder stays if the memory was loaded from
+            there or saved there before, else there is none.
 
     Raises:
         MemoryLockedError: another process kept writing for more than `PATIENCE` seconds.
@@ -133,9 +140,7 @@ def _note(memory: "KVMemory", directory: Path, index: dict[str, Any]) -> None:
 def _write_tensors(memory: "KVMemory", directory: Path, index: dict[str, Any]) -> Path:
     """Write the tensors under the name that their digest gives, and note both in the index."""
     table = memory.entries.table
-    header, order = header_of(
-        blocks_of(memory.layout, memory.payload_dtype, len(memory), table.tokens, table.text)
-    )
+    header, order = header_of(blocks_of(memory.layout, memory.payload_dtype, len(memory), table.tokens, table.text))
     digest, size = hashlib.sha256(), 0
 
     def parts() -> Iterator[bytes | memoryview]:
@@ -252,7 +257,9 @@ def _calibration_of(numbers: Tensor, layers: int) -> Calibration:
         raise MemoryFileError(f"the calibration must be {1 + layers} float32 numbers, got {list(numbers.shape)}")
     calibration = Calibration(numbers[0].clone(), numbers[1:].clone())
     scales = calibration.phi_lambda
-    if not LEAST_TAU <= float(calibration.tau) <= LARGEST_TAU or not bool((scales.isfinite() | (scales == math.inf)).all()):
+    if not LEAST_TAU <= float(calibration.tau) <= LARGEST_TAU or not bool(
+        (scales.isfinite() | (scales == math.inf)).all()
+    ):
         raise MemoryFileError(
             f"the calibration must be finite, with a temperature from {LEAST_TAU:g} to {LARGEST_TAU:g}; got "
             f"{value(numbers.tolist())}"

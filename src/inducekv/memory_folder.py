@@ -1,5 +1,6 @@
 """The folder of a memory: one writer at a time, and nothing left behind by an earlier one."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,22 +45,21 @@ def lock(directory: Path, timeout: float = 0.0) -> Iterator[None]:
 def sweep(directory: Path) -> None:
     """Remove what earlier states and interrupted writers left: files that have a name of ours and are not in use.
 
-    To be called under `lock`.
+    To be called under `lock`. Where no index says what is in use, only half-written files go.
 
     Raises:
         MemoryFileError: the index is damaged, so that nothing says what is in use; nothing is removed.
         OSError: a file cannot be removed.
     """
-    kept: set[str] = set()
-    names_all = False
+    ours, kept = [TEMPORARY], set()
     if (directory / INDEX).exists():
         index = read_index(directory)
         state = generation_of(directory, index).training_state
-        kept, names_all = {index["file"], *([state.path.name] if state else [])}, index["version"] >= NAMES_ALL
+        kept = {index["file"]} if state is None else {index["file"], state.path.name}
+        ours += [TENSORS, STATE, *([re.compile(re.escape(EARLIER_STATE))] if index["version"] >= NAMES_ALL else [])]
     removed = False
     for path in directory.iterdir():
-        ours = any(names.fullmatch(path.name) for names in (TENSORS, STATE, TEMPORARY))
-        if (ours or (names_all and path.name == EARLIER_STATE)) and path.name not in kept and not path.is_dir():
+        if any(name.fullmatch(path.name) for name in ours) and path.name not in kept and not path.is_dir():
             path.unlink(missing_ok=True)
             removed = True
     if removed:

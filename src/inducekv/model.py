@@ -24,13 +24,12 @@ from inducekv.memory import KVMemory
 from inducekv.memory_config import check_config, concrete, config_of
 from inducekv.memory_config import empty_memory as empty_memory
 from inducekv.memory_file import check_fingerprint, save, stored_state
+from inducekv.model_name import EMBEDDED as EMBEDDED
 from inducekv.progress import SILENT, Progress
 from inducekv.ranks import ALONE, Ranks
 from inducekv.scoring import Scores
 from inducekv.training_state import TrainingState
 
-EMBEDDED = "embedded"
-"""Name of the model that ships with the package."""
 OWN: Literal["own"] = "own"
 """The memory of the `InducedModel` itself."""
 Memories = Literal["own"] | KVMemory | None | Sequence[KVMemory | None]

@@ -72,7 +72,7 @@ def header_of(blocks: dict[str, Block]) -> tuple[bytes, list[str]]:
 
 
 def header_nbytes(blocks: dict[str, Block], largest: int) -> int:
-    """Bytes of the header, at most, of a file of these tensors with other first sizes, and no number above `largest`."""
+    """Bytes of the header, at most, of a file of these tensors with other first sizes and no number above `largest`."""
     longest = {name: Block(block.dtype, (largest, *block.shape[1:])) for name, block in blocks.items()}
     return len(_header_of(longest, largest)[0])
 

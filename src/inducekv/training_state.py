@@ -211,8 +211,8 @@ class TrainingState:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 message(
-                    f"training state {path} is missing or damaged ({error}); answering does not need it: to learn without "
-                    "replaying examples of earlier tasks, use learn --no-replay, or anchors=0 in the configuration"
+                    f"training state {path} is missing or damaged ({error}); answering does not need it: to learn "
+                    "without replaying examples of earlier tasks, use learn --no-replay, or anchors=0 in a configuration"
                 )
             ) from error
 
