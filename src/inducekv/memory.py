@@ -118,7 +118,7 @@ class KVMemory:
     def check_size(self) -> None:
         """
         Raises:
-            BudgetError: the files would take more than the budget, since `metadata` has grown, say.
+            BudgetError: the files would take more than the budget, as `metadata` has grown.
         """
         self._check_budget(self._entries, self.budget)
 

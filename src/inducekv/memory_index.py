@@ -14,7 +14,7 @@ from inducekv.tensor_file import MemoryFileError
 FORMAT, VERSION = "inducekv-memory", 4
 READ = (1, 2, 3, 4)
 """Versions that are read. 1 and 2 wrote 2-bit payloads in other levels, and 1 wrote all retrieval keys in float16;
-before 4 an index did not name the training state, and the budget did not count `memory.json` and the tensors' header."""
+before 4 an index did not name the training state, and the budget did not count `memory.json` and the header."""
 NAMES_ALL = 4
 """The version that names the training state, and whose budget counts all that answering needs."""
 CODES = 3

@@ -212,7 +212,7 @@ class TrainingState:
             raise ValueError(
                 message(
                     f"training state {path} is missing or damaged ({error}); answering does not need it: to learn "
-                    "without replaying examples of earlier tasks, use learn --no-replay, or anchors=0 in a configuration"
+                    "without replaying examples of earlier tasks, use learn --no-replay, or set anchors=0"
                 )
             ) from error
 
