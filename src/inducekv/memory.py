@@ -102,7 +102,7 @@ class KVMemory:
     def file_nbytes(self) -> int:
         """Bytes, at most, of all files that answering needs: what the budget limits.
 
-        `nbytes`, and the rest of `memory.json` and of the tensor file: header, fingerprint, layout, metadata, checksums.
+        `nbytes`, and the rest of `memory.json` and of the tensor file: header, fingerprint, metadata, checksums.
         """
         return self._size(self._entries)
 
