@@ -87,11 +87,13 @@ def save(memory: "KVMemory", directory: Path, training_state: TrainingState | No
         MemoryLockedError: another process kept writing for more than `PATIENCE` seconds.
         StaleMemoryError: someone else has changed the memory in the folder since this one was loaded or saved there.
         BudgetError: the files would take more than the budget.
-        MemoryFileError: the folder holds a damaged memory.
+        MemoryFileError: the folder holds a damaged memory, or the calibration or a threshold is not finite.
         OSError: the directory cannot be written; an old memory there is untouched.
     """
     memory.check_size()
     index = index_of(memory)
+    _calibration_of(_numbers_of(memory.calibration), len(memory.layout.layers))  # what could not be read again
+    memory.thresholds = {task: _finite(limit) for task, limit in memory.thresholds.items()}
     with lock(directory, PATIENCE):
         sweep(directory)
         held = read_index(directory) if (directory / INDEX).exists() else None
