@@ -53,6 +53,8 @@ def write(directory: Path, entries: int, tokens: int, layers: int, dtype: str) -
     index = {
         "format": memory_file.FORMAT,
         "version": memory_file.VERSION,
+        "generation": 1,
+        "training_state": None,
         "file": name,
         "size": size,
         "sha256": digest.hexdigest(),

@@ -51,7 +51,7 @@ def test_learn_starts_from_what_the_model_says_and_options_go_before(folder, tmp
     (tmp_path / "model" / "inducekv_config.json").write_text(json.dumps(own))
     options = ("--memory", tmp_path / "memory", "--fast", "--payload-dtype", "int8")
     run_json("learn", folder / "first.jsonl", "--model", tmp_path / "model", *options)
-    run_json("learn", folder / "second.jsonl", "--memory", tmp_path / "memory", "--fast")
+    run_json("learn", folder / "second.jsonl", "--model", tmp_path / "model", "--memory", tmp_path / "memory", "--fast")
     shown = run_json("inspect", tmp_path / "memory")
     assert (shown["layers"], shown["payload_dtype"]) == ([2], "int8")
     assert json.loads(shown["metadata"]["reading"])["top_k"] == 5

@@ -81,7 +81,7 @@ class LazyIsEager(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         self.directory = Path(self.folder.name)
         self.dtype = dtype
-        self.eager = memory(3000, dtype=dtype)
+        self.eager = memory(4400, dtype=dtype)
         self.eager.add_all([entry(i, 1 + i % 3, TASKS[i % 3], dtype) for i in range(min(count, 3))])
         self.eager.save_pretrained(self.directory)
         self.lazy = opened(self.directory, payload_cache=cache)
@@ -136,7 +136,7 @@ class LazyIsEager(RuleBasedStateMachine):
     def save_in_place(self, reopen: bool) -> None:
         self.lazy.save_pretrained(self.directory)
         self.eager.save_pretrained(self.directory / "eager")
-        assert files_only(self.directory) == files_only(self.directory / "eager")
+        assert unnumbered(self.directory) == unnumbered(self.directory / "eager")
         if reopen:
             limit = self.lazy.payload_cache.limit
             self.lazy = opened(self.directory, payload_cache=limit)
@@ -155,6 +155,13 @@ class LazyIsEager(RuleBasedStateMachine):
 
 def files_only(directory: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in directory.iterdir() if p.is_file() and p.name != memory_file.LOCK}
+
+
+def unnumbered(directory: Path) -> dict[str, object]:
+    """The files' contents, but for how often the folder was changed."""
+    held: dict[str, object] = dict(files_only(directory))
+    index = json.loads(held.pop("memory.json"))
+    return held | {k: v for k, v in index.items() if k not in ("generation", "index_sha256")}
 
 
 LazyIsEager.TestCase.settings = settings(

@@ -38,10 +38,12 @@ def colour_task(each=4, seed=0, names=COLOURS):
     return examples
 
 
-def entry_cost(backbone, config):
+def room_for(entries, backbone):
+    """A budget of so many entries of a colour task."""
+    config = InduceKVConfig(**FAST)
     memory = empty_memory(backbone, config)
     learn(backbone, memory, colour_task(1)[:1], task="t", config=config, training_state=TrainingState())
-    return memory.entry_nbytes(memory.entries[0])
+    return memory.file_nbytes + (entries - 1) * memory.entry_nbytes(memory.entries[0])
 
 
 def learned(backbone, *tasks, state=None, **changes):
@@ -217,11 +219,11 @@ def test_everything_is_kept_when_it_fits(llava):
 
 @pytest.mark.parametrize("selector", SELECTORS)
 def test_the_budget_holds_over_a_stream_for_every_selector(llava, selector):
-    cost = entry_cost(llava, InduceKVConfig(**FAST))
     tasks = [(f"task {i}", colour_task(3, seed=i)) for i in range(3)]
-    memory, state, reports = learned(llava, *tasks, selector=selector, budget=8 * cost)
+    budget = room_for(8, llava)
+    memory, state, reports = learned(llava, *tasks, selector=selector, budget=budget)
     assert 5 <= len(memory) <= 8
-    assert memory.nbytes <= memory.budget == 8 * cost
+    assert memory.nbytes < memory.file_nbytes <= memory.budget == budget
     assert sum(reports[-1].dropped.values()) > 0
     assert len(state.anchors) <= FAST["anchors"]
 
@@ -233,7 +235,7 @@ def test_the_model_is_not_changed(llava):
         return hashlib.sha256(b"".join(parts)).hexdigest(), all(g is None for g in grads)
 
     before = digest()
-    learned(llava, ("colours", colour_task(3)), budget=5 * entry_cost(llava, InduceKVConfig(**FAST)))
+    learned(llava, ("colours", colour_task(3)), budget=room_for(5, llava))
     assert digest() == before and before[1]
 
 
@@ -249,10 +251,10 @@ def test_the_same_seed_gives_the_same_files(llava, tmp_path):
 
 def test_selection_is_by_likelihood_on_a_real_backbone_too(llava):
     """By the measure it minimises, bilevel is better than random choices from the same candidates."""
-    cost = entry_cost(llava, InduceKVConfig(**FAST))
+    budget = room_for(6, llava)
 
     def total(selector, **changes):
-        return learned(llava, ("x", colour_task(4)), selector=selector, budget=6 * cost, **changes)[2][0].after["total"]
+        return learned(llava, ("x", colour_task(4)), selector=selector, budget=budget, **changes)[2][0].after["total"]
 
     by_chance = [total("random", gamma=0.0, seed=seed) for seed in range(4)]
     assert total("bilevel", gamma=0.0, outer_steps=20) < sum(by_chance) / 4
@@ -311,7 +313,9 @@ def test_what_cannot_be_learned_is_refused(llava, examples, task, error, says):
 
 
 def test_a_budget_too_small_for_one_entry_names_both_sizes(llava):
-    with pytest.raises(BudgetError, match=r"one entry of 't' takes .* budget of 400 B"):
+    with pytest.raises(BudgetError, match=r"one entry of 't' takes .* budget of .* leaves \d+ B for entries"):
+        learned(llava, ("t", colour_task(1)), budget=room_for(1, llava) - 80)
+    with pytest.raises(BudgetError, match="the budget is 400"):
         learned(llava, ("t", colour_task(1)), budget=400)
 
 
@@ -458,11 +462,10 @@ def test_fast_learning_reads_examples_once_and_asks_nothing(llava, monkeypatch):
 @pytest.mark.parametrize("selector", ["bilevel", "greedy"])
 def test_where_everything_fits_and_phi_stays_nothing_is_asked(llava, selector):
     changes = {"selector": selector, "calibration_steps": 0}
-    cost = entry_cost(llava, InduceKVConfig(**FAST))
     tasks = [(f"task {i}", colour_task(2, seed=i)) for i in range(2)]
-    memory, _, (fits, chooses) = learned(llava, *tasks, **changes, budget=8 * cost)
+    memory, _, (fits, chooses) = learned(llava, *tasks, **changes, budget=room_for(8, llava))
     assert fits.entries == 6 and fits.before == fits.after == {}
     assert chooses.before and chooses.after and sum(chooses.dropped.values()) + len(chooses.chosen) < 12
     assert len(memory) <= 8 and set(memory.thresholds) == {"task 0", "task 1"}
-    _, _, (calibrated, _) = learned(llava, *tasks, **changes | {"calibration_steps": 1}, budget=8 * cost)
+    _, _, (calibrated, _) = learned(llava, *tasks, **changes | {"calibration_steps": 1}, budget=room_for(8, llava))
     assert calibrated.before and calibrated.after

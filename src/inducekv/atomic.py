@@ -1,9 +1,13 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+TEMPORARY = re.compile(r"\.memory-[0-9]+-[0-9a-f]{8}\.tmp")
+"""Names of files that are being written."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -31,10 +35,15 @@ def write_parts_atomically(folder: Path, parts: Iterable[bytes | memoryview], na
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    sync_folder(folder)
+    return path
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the folder's names are on the disk, where the system can do that."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    return path

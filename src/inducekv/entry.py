@@ -114,13 +114,15 @@ def shorten(text: str, limit: int) -> str:
 def check_name(what: str, name: str) -> None:
     """
     Raises:
-        ValueError: `name` is empty, longer than 128 UTF-8 bytes, or holds characters that cannot be printed.
+        ValueError: `name` is empty or blank, longer than 128 UTF-8 bytes, or holds characters that cannot be printed.
         TypeError: it is not a str.
     """
     if not isinstance(name, str):
         raise TypeError(f"{what} must be text, got {name!r}")
-    if not name or not name.isprintable() or len(name.encode("utf-8", "replace")) > NAME_LIMIT:
-        raise ValueError(f"{what} must be 1 to {NAME_LIMIT} bytes of printable text, got {name[:NAME_LIMIT]!r}")
+    if not name.strip() or not name.isprintable() or len(name.encode("utf-8", "replace")) > NAME_LIMIT:
+        raise ValueError(
+            f"{what} must be 1 to {NAME_LIMIT} bytes of printable text and not blank, got {name[:NAME_LIMIT]!r}"
+        )
 
 
 def check_entry(entry: Entry, layout: Layout, payload_dtype: PayloadDtype | str) -> None:

@@ -8,6 +8,7 @@ import torch
 from inducekv.config import DEFAULT_KEY_POOL, KeyPool
 from inducekv.decoder import chosen_key_layer
 from inducekv.devices import at_hand, is_quantised
+from inducekv.error_text import escaped, message, value
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
@@ -17,6 +18,9 @@ HASHED_ROWS = 4096
 
 class FingerprintError(ValueError):
     """A memory belongs to another model."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(message(text))
 
 
 def fingerprint_of(backbone: "Backbone", key_layer: int | None, key_pool: KeyPool) -> dict[str, Any]:
@@ -64,11 +68,15 @@ def check_fingerprint(fingerprint: dict[str, Any], backbone: "Backbone") -> None
     """
     named: Any = fingerprint.get("key_pool")
     pool: KeyPool = named if named in get_args(KeyPool) else DEFAULT_KEY_POOL
-    actual = backbone.fingerprint(key_layer=fingerprint.get("key_layer"), key_pool=pool)
+    layer = fingerprint.get("key_layer")
+    possible = type(layer) is int and -1 <= layer <= backbone.layers  # anything else differs from what the model has
+    actual = backbone.fingerprint(key_layer=layer if possible else None, key_pool=pool)
     names = sorted(set(fingerprint) | set(actual))
     differing = [n for n in names if fingerprint.get(n) != actual.get(n)]
     if differing:
-        details = "; ".join(f"{n}: memory {fingerprint.get(n)!r}, model {actual.get(n)!r}" for n in differing)
+        details = "; ".join(
+            f"{escaped(n)}: memory {value(fingerprint.get(n))}, model {value(actual.get(n))}" for n in differing
+        )
         raise FingerprintError(
             f"this memory was made for another model ({details}); load it with the model it was learned with"
         )

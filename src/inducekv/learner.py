@@ -21,7 +21,7 @@ from inducekv.extraction import extract
 from inducekv.first_calibration import QUESTIONS, first_calibration
 from inducekv.learn_report import LearnReport as LearnReport
 from inducekv.memory import BudgetError, KVMemory
-from inducekv.memory_config import note_config
+from inducekv.memory_config import metadata_of, note_config
 from inducekv.progress import SILENT, Progress
 from inducekv.ranks import ALONE, Ranks
 from inducekv.retrieval import Calibration
@@ -79,7 +79,7 @@ def learn(
     old = [entry for entry in memory.entries if entry.id not in new_ids]
     pool = [*old, *fresh]
     costs = torch.tensor([memory.entry_nbytes(entry) for entry in pool])
-    total = memory.budget - _fixed_nbytes(memory, task)
+    total = memory.budget - _fixed_nbytes(memory, task, config)
     if total < int(costs[len(old) :].min()):
         raise BudgetError(
             f"one entry of {task!r} takes {format_bytes(int(costs[len(old) :].min()))}, but the budget of "
@@ -135,6 +135,8 @@ def learn(
     chosen = [pool[i] for i in selection.chosen]
     limits = thresholds(chosen, pool_keys[selection.chosen], [*questions, *anchors], config.key_space)
     state = training_state.updated(examples, task, config.anchors, config.seed)
+    left = {entry.task for entry in chosen}  # examples of other tasks would measure nothing
+    state.anchors = [anchor for anchor in state.anchors if anchor.task in left]
     dropped = Counter(entry.task for i, entry in enumerate(old) if i not in set(selection.chosen))
     for name in set(memory.tasks) - {entry.task for entry in chosen}:
         warnings.append(f"no entry of {name!r} is left: the budget is too small for all tasks")
@@ -216,11 +218,10 @@ def entry_id(identifier: str, task: str, taken: set[str]) -> str:
     return hashlib.sha256(f"{task}\0{identifier}".encode()).hexdigest()[:16]
 
 
-def _fixed_nbytes(memory: KVMemory, task: str) -> int:
-    """Bytes that are not entries' once the task is in the memory's table."""
-    layout, tasks = memory.layout, set(memory.tasks)
-    entries = sum(memory.entry_nbytes(entry) for entry in memory.entries)
-    return memory.nbytes - entries + layout.base_nbytes(tasks | {task}) - layout.base_nbytes(tasks)
+def _fixed_nbytes(memory: KVMemory, task: str, config: InduceKVConfig) -> int:
+    """Bytes of the files that are not entries' once the task is in the memory's table and the metadata is noted."""
+    tasks = {*memory.tasks, task}
+    return max(memory.base_nbytes(tasks, noted) for noted in (memory.metadata, metadata_of(memory, config)))
 
 
 def _start(memory: KVMemory, config: InduceKVConfig) -> Calibration:

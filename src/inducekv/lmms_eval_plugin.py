@@ -152,8 +152,9 @@ def manifest() -> Any:
 def _loaded(pretrained: str | None, memory: str | None, options: dict[str, Any]) -> InducedModel:
     if pretrained is None and memory is not None:
         from inducekv.memory import KVMemory
+        from inducekv.model_name import chosen_model
 
-        pretrained = str(KVMemory.from_pretrained(memory).metadata.get("model") or EMBEDDED)
+        pretrained = chosen_model(None, KVMemory.from_pretrained(memory))
     name = pretrained or EMBEDDED
     model = name if name == EMBEDDED else Backbone.from_pretrained(name, **options)
     return InducedModel.from_pretrained(model, memory=None if memory is None else Path(memory))

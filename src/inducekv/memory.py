@@ -35,14 +35,13 @@ class KVMemory:
     """Entries of one backbone under a budget of bytes.
 
     Attributes:
-        budget: bytes that `nbytes` never exceeds.
+        budget: bytes that the memory's files never exceed (`file_nbytes`).
         layout: shape of the entries.
         payload_dtype: number format of the payloads.
         fingerprint: of the backbone that made the entries (`Backbone.fingerprint`).
         calibration: phi (temperature, and scale of the values for each layer).
         thresholds: least similarity of a question to an entry, by the entry's task; nothing is read if none is reached.
-        metadata: short texts by name about the memory, such as how it is to be read; at most 4 KiB, which are part of
-            the 64 KiB that a file may take beyond `nbytes`.
+        metadata: short texts by name about the memory, such as how it is to be read; at most 4 KiB.
         payload_cache: dequantised payloads kept ready between questions; set its `limit` to keep more or fewer.
 
     Raises:
@@ -62,13 +61,16 @@ class KVMemory:
         self.thresholds: dict[str, float] = {}
         self.metadata: dict[str, str] = {}
         self.payload_cache = PayloadCache(PAYLOAD_CACHE)
-        self._hold(Entries.of([]))
+        self._generations: dict[Path, memory_file.Generation] = {}
+        """By folder, what it held when this memory was last loaded from it or saved to it."""
+        self._entries = Entries.of([])
+        self._hold(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def __repr__(self) -> str:
-        size, budget = format_bytes(self.nbytes), format_bytes(self.budget)
+        size, budget = format_bytes(self.file_nbytes), format_bytes(self.budget)
         return f"KVMemory({len(self)} entries of {len(self.tasks)} tasks, {size} of {budget})"
 
     @property
@@ -94,8 +96,32 @@ class KVMemory:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything the memory holds; on disk it takes at most 64 KiB more."""
+        """Bytes of everything the memory holds, as `bytes_by_kind` splits them; see `file_nbytes` for its files."""
+        return self._entries.table.nbytes(self.layout, self.payload_dtype)
+
+    @property
+    def file_nbytes(self) -> int:
+        """Bytes, at most, of all files that answering needs: what the budget limits.
+
+        `nbytes`, and the rest of `memory.json` and of the tensor file: header, fingerprint, metadata, checksums.
+        """
         return self._size(self._entries)
+
+    def base_nbytes(self, tasks: Iterable[str], metadata: dict[str, str] | None = None) -> int:
+        """Bytes of the files, at most, without entries, if they were of these tasks.
+
+        Args:
+            tasks: names.
+            metadata: instead of the memory's.
+        """
+        return memory_file.framing_nbytes(self, metadata) + self.layout.base_nbytes(tasks)
+
+    def check_size(self) -> None:
+        """
+        Raises:
+            BudgetError: the files would take more than the budget, as `metadata` has grown.
+        """
+        self._check_budget(self._entries, self.budget)
 
     def entry_nbytes(self, entry: Entry) -> int:
         """Bytes of one entry (without its task's row in the table of tasks, see `Layout.base_nbytes`)."""
@@ -115,7 +141,7 @@ class KVMemory:
         }
 
     def _size(self, entries: Entries) -> int:
-        return entries.table.nbytes(self.layout, self.payload_dtype)
+        return memory_file.framing_nbytes(self) + entries.table.nbytes(self.layout, self.payload_dtype)
 
     def _check_budget(self, entries: Entries, budget: int) -> None:
         size = self._size(entries)
@@ -132,9 +158,12 @@ class KVMemory:
         Raises:
             BudgetError: the memory holds more than that already.
         """
-        size = parse_bytes(budget)
-        self._check_budget(self._entries, size)
-        self.budget = size
+        before, self.budget = self.budget, parse_bytes(budget)
+        try:
+            self.check_size()
+        except BudgetError:
+            self.budget = before
+            raise
 
     # -- entries
 
@@ -235,9 +264,16 @@ class KVMemory:
                 )
         was_empty = not len(self)
         new = other._entries.unlike(self._entries)
-        self.add_all(new)
+        before = self.metadata
         if was_empty:
-            self.calibration, self.metadata = other.calibration, dict(other.metadata)
+            self.metadata = dict(other.metadata)
+        try:
+            self.add_all(new)
+        except ValueError:
+            self.metadata = before
+            raise
+        if was_empty:
+            self.calibration = other.calibration
         self.thresholds = {t: v for t, v in other.thresholds.items() if t in self.tasks} | self.thresholds
         return len(new)
 
@@ -296,7 +332,10 @@ class KVMemory:
     # -- files
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write `memory.json` and one safetensors file. See `memory_file.save`."""
+        """Write `memory.json` and one safetensors file. See `memory_file.save`.
+
+        The training state of the folder that the memory was loaded from stays with it, but for tasks that are gone.
+        """
         memory_file.save(self, Path(directory))
 
     @classmethod

@@ -8,6 +8,7 @@ from inducekv.backbone import Backbone
 from inducekv.compression import compression_named
 from inducekv.config import InduceKVConfig
 from inducekv.decoder import chosen_key_layer
+from inducekv.json_object import parse_json
 from inducekv.layout import Layout
 from inducekv.memory import KVMemory
 from inducekv.memory_file import FingerprintError
@@ -91,10 +92,16 @@ def payload_layers(backbone: Backbone, config: InduceKVConfig) -> tuple[int, ...
 
 def note_config(memory: KVMemory, config: InduceKVConfig) -> None:
     """Writes into the memory how it was learned and is to be read."""
-    memory.metadata["reading"] = reading_of(config)
-    memory.metadata.pop("payload", None)
+    memory.metadata = metadata_of(memory, config)
+
+
+def metadata_of(memory: KVMemory, config: InduceKVConfig) -> dict[str, str]:
+    """The memory's metadata as `note_config` leaves it."""
+    noted = {**memory.metadata, "reading": reading_of(config)}
+    noted.pop("payload", None)
     if isinstance(config.payload, str):
-        memory.metadata["payload"] = _named_fields(config, PAYLOAD)
+        noted["payload"] = _named_fields(config, PAYLOAD)
+    return noted
 
 
 def reading_of(config: InduceKVConfig) -> str:
@@ -123,7 +130,7 @@ def config_of(memory: KVMemory, changes: Mapping[str, Any] | None = None) -> Ind
 
 def _stored_config(memory: KVMemory) -> InduceKVConfig:
     try:
-        stored = json.loads(memory.metadata.get("reading", "{}"))
+        stored = parse_json(memory.metadata.get("reading", "{}"))
         if stored:
             stored.setdefault("retrieval", "two_pass")  # memories from before there was a choice
             if stored.pop("key_centering", False):  # its name until there was whitening
@@ -151,7 +158,7 @@ def concrete(config: InduceKVConfig, memory: KVMemory) -> InduceKVConfig:
 
 def _payload_of(memory: KVMemory) -> dict[str, Any]:
     """How the memory's payloads were made, as far as it says; `keep_answer` before memories said it."""
-    stored = json.loads(memory.metadata.get("payload", "{}"))
+    stored = parse_json(memory.metadata.get("payload", "{}"))
     return {name: stored[name] for name in PAYLOAD if name in stored}
 
 

@@ -1,47 +1,58 @@
-"""A memory on disk: `memory.json` and one `memory-<digest>.safetensors` that it names.
+"""A memory on disk: `memory.json`, and the tensors and the training state that it names.
 
-The rename of `memory.json` is the moment of change: before it the old memory is intact, after it the new one is.
-The JSON carries the SHA-256 of the tensors and of itself, so a truncated, edited or mismatched file is refused.
+The rename of `memory.json` is the moment of change, for all of them at once: before it the old memory is intact, after
+it the new one is. The JSON counts these changes and carries the SHA-256 of the other files and of itself, so a
+truncated, edited or mismatched file is refused, and so is saving what was read before someone else's change.
 """
 
 import hashlib
-import json
 import math
 import os
-import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from inducekv.atomic import write_atomically, write_parts_atomically
+from inducekv.bytes import parse_bytes
 from inducekv.entries import Entries, raw
+from inducekv.error_text import value
 from inducekv.fingerprint import FingerprintError as FingerprintError
 from inducekv.fingerprint import check_fingerprint as check_fingerprint
 from inducekv.layer_lengths import fills
 from inducekv.layout import Layout
+from inducekv.memory_folder import LOCK as LOCK
+from inducekv.memory_folder import MemoryLockedError as MemoryLockedError
+from inducekv.memory_folder import lock, sweep
+from inducekv.memory_index import FORMAT as FORMAT
+from inducekv.memory_index import INDEX as INDEX
+from inducekv.memory_index import (
+    LARGEST_METADATA,
+    NAMES_ALL,
+    Generation,
+    NamedFile,
+    generation_of,
+    index_nbytes,
+    read_index,
+)
+from inducekv.memory_index import VERSION as VERSION
+from inducekv.memory_index import encode as _encode
+from inducekv.memory_index import index_digest as _index_digest
 from inducekv.retrieval import Calibration
 from inducekv.stored_entries import PARTS, StoredEntries, blocks_of, finite
 from inducekv.table_reader import read_table
 from inducekv.tensor_file import MemoryFileError as MemoryFileError
-from inducekv.tensor_file import TensorFile, header_of
+from inducekv.tensor_file import TensorFile, header_nbytes, header_of
+from inducekv.training_state import TrainingState
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
     from inducekv.memory import KVMemory
 
-FORMAT, VERSION, NEWEST = "inducekv-memory", 2, 3
-"""What is written: version 3 for what version 2 cannot say (`_version`), else 2."""
-READ = (1, 2, 3)
-"""Versions that are read. 1 and 2 wrote 2-bit payloads in other levels, and 1 wrote all retrieval keys in float16."""
-INDEX = "memory.json"
-LOCK = ".memory.lock"
-NAME = re.compile(r"memory-[0-9a-f]{32}\.safetensors")
-LARGEST_INDEX = 64 * 2**20
-LARGEST_METADATA = 4 * 2**10
 LAZY_ABOVE = 256 * 2**20
 """Payloads of more bytes than this stay in the file until they are retrieved, unless told otherwise. CHOICE: below it
 everything is read in about a second, and the memory outlives its file; above it keys and table alone are a fraction."""
@@ -49,51 +60,154 @@ ROWS = 4096
 """Keys that are checked at once."""
 PATIENCE = 60.0
 """Seconds that `save` waits for another writer."""
+NEWER = 10
+"""Changes by a writer that reading goes along with before it gives up."""
+LARGEST_THRESHOLD = 1e30
+LARGEST_BUDGET = 2**62
+LEAST_TAU, LARGEST_TAU = 1e-6, 1e6
+"""Temperatures that a file may say (CHOICE): beyond them the weights of entries are no numbers any more."""
 
 
-class MemoryLockedError(ValueError):
-    """Someone else is writing to the memory."""
+class StaleMemoryError(ValueError):
+    """The memory in a folder is not the one that was loaded from there any more."""
 
 
-@contextmanager
-def lock(directory: Path, timeout: float = 0.0) -> Iterator[None]:
-    """Hold the directory for writing; re-entrant, and the system frees it if the process dies.
+def save(memory: "KVMemory", directory: Path, training_state: TrainingState | None = None) -> None:
+    """Write a memory and its training state so that a crash at any point leaves the old ones or the new ones, whole.
+
+    Same memory, same bytes; saving what is there already changes nothing. Files of earlier states are removed before
+    and after the change, so nothing dropped stays on disk. Of the training state only examples of tasks that the memory
+    has entries of are written.
 
     Args:
-        directory: made if needed.
-        timeout: seconds to wait for another writer; 0 refuses at once, -1 waits for ever.
-
-    Raises:
-        MemoryLockedError: another process still held it after `timeout`.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    held = filelock.FileLock(directory / LOCK, is_singleton=True)  # re-entrant: `save` takes it too
-    try:
-        held.acquire(timeout=timeout)
-    except filelock.Timeout as error:
-        raise MemoryLockedError(
-            f"another process is writing to the memory in {directory}; wait for it to finish and try again"
-        ) from error
-    try:
-        yield
-    finally:
-        held.release()
-
-
-def save(memory: "KVMemory", directory: Path) -> None:
-    """Write a memory so that a crash at any point leaves the old one or the new one, whole.
-
-    Same memory, same bytes. Files of earlier states are removed after the change, so nothing dropped stays on disk.
+        training_state: to write beside the memory. None: the one in the folder stays if the memory was loaded from
+            there or saved there before, else there is none.
 
     Raises:
         MemoryLockedError: another process kept writing for more than `PATIENCE` seconds.
+        StaleMemoryError: someone else has changed the memory in the folder since this one was loaded or saved there.
+        BudgetError: the files would take more than the budget.
+        MemoryFileError: the folder holds a damaged memory, or the calibration or a threshold is not finite.
         OSError: the directory cannot be written; an old memory there is untouched.
     """
-    table, layout = memory.entries.table, memory.layout
-    header, order = header_of(blocks_of(layout, memory.payload_dtype, len(memory), table.tokens, table.text))
-    index = {
+    memory.check_size()
+    index = index_of(memory)
+    _calibration_of(_numbers_of(memory.calibration), len(memory.layout.layers))  # what could not be read again
+    memory.thresholds = {task: _finite(limit) for task, limit in memory.thresholds.items()}
+    with lock(directory, PATIENCE):
+        sweep(directory)
+        held = read_index(directory) if (directory / INDEX).exists() else None
+        before = None if held is None else generation_of(directory, held)
+        _check_current(memory, directory, before)
+        try:
+            path = _write_tensors(memory, directory, index)
+            state = _write_state(memory, directory, before, training_state)
+            index["training_state"] = None if state is None else {"file": state.path.name, "sha256": state.sha256}
+            index["generation"] = before.number if before is not None else 1
+            if before is not None and (before.number == 0 or _index_digest(index) != before.digest):
+                index["generation"] += 1
+            index["index_sha256"] = _index_digest(index)
+            if before is None or before.digest != index["index_sha256"]:
+                write_atomically(directory / INDEX, _encode(index))
+        except BaseException:
+            with suppress(OSError, MemoryFileError):  # what went wrong first is raised
+                sweep(directory)
+                _note(memory, directory, index)
+            raise
+        _note(memory, directory, index)
+        sweep(directory)
+        if any(store.file.path.parent.resolve() == directory.resolve() for store in memory.entries.stores):
+            file = TensorFile(path)  # the file read so far lives, without a name, for as long as it is open
+            file.read_header()
+            table = memory.entries.table
+            memory._moved(Entries.stored(StoredEntries(file, memory.layout, memory.payload_dtype, table)))
+
+
+def _check_current(memory: "KVMemory", directory: Path, found: Generation | None) -> None:
+    known = memory._generations.get(directory.resolve())
+    if known is not None and found is not None and known.digest != found.digest:
+        raise StaleMemoryError(
+            f"the memory in {directory} was changed by someone else (generation {found.number}, this one is of "
+            f"{known.number}): saving would undo that, forgetting included; load it again, or save to another folder"
+        )
+
+
+def _note(memory: "KVMemory", directory: Path, index: dict[str, Any]) -> None:
+    """Remember a folder's generation if it is the one that this memory wrote."""
+    found = read_index(directory)
+    if found["index_sha256"] == index.get("index_sha256"):
+        memory._generations[directory.resolve()] = generation_of(directory, found)
+
+
+def _write_tensors(memory: "KVMemory", directory: Path, index: dict[str, Any]) -> Path:
+    """Write the tensors under the name that their digest gives, and note both in the index."""
+    table = memory.entries.table
+    header, order = header_of(blocks_of(memory.layout, memory.payload_dtype, len(memory), table.tokens, table.text))
+    digest, size = hashlib.sha256(), 0
+
+    def parts() -> Iterator[bytes | memoryview]:
+        nonlocal size
+        for part in _parts(memory, header, order):
+            digest.update(part)
+            size += len(part)
+            yield part
+
+    path = write_parts_atomically(directory, parts(), lambda: f"memory-{digest.hexdigest()[:32]}.safetensors")
+    index |= {"file": path.name, "size": size, "sha256": digest.hexdigest()}
+    return path
+
+
+def _write_state(
+    memory: "KVMemory", directory: Path, before: Generation | None, given: TrainingState | None
+) -> NamedFile | None:
+    """The training state's file, written if it is not there yet."""
+    if given is None:
+        known = memory._generations.get(directory.resolve())
+        if before is None or known is None or before.training_state is None:
+            return None
+        if before.tasks <= set(memory.tasks) and before.training_state.sha256 is not None:
+            return before.training_state
+        given = TrainingState.read(before.training_state)
+    kept = TrainingState([anchor for anchor in given.anchors if anchor.task in memory.tasks])
+    if not kept.anchors:
+        return None
+    data = kept.to_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    path = directory / f"training_state-{digest[:32]}.safetensors"
+    write_atomically(path, data)
+    return NamedFile(path, digest)
+
+
+def stored_state(memory: "KVMemory", directory: Path) -> TrainingState:
+    """The training state that belongs to a memory as it was loaded from a folder, or saved there.
+
+    Raises:
+        ValueError: it is missing or damaged, or someone else has changed the memory since.
+    """
+    known = memory._generations.get(directory.resolve())
+    if known is None or known.training_state is None:
+        return TrainingState()
+    try:
+        return TrainingState.read(known.training_state)
+    except ValueError:
+        if (directory / INDEX).exists():
+            _check_current(memory, directory, generation_of(directory, read_index(directory)))
+        raise
+
+
+def index_of(memory: "KVMemory", metadata: dict[str, str] | None = None) -> dict[str, Any]:
+    """What `memory.json` says, but for the names of files.
+
+    Args:
+        metadata: instead of the memory's.
+
+    Raises:
+        MemoryFileError: the metadata is not short texts by name.
+    """
+    layout = memory.layout
+    return {
         "format": FORMAT,
-        "version": _version(memory),
+        "version": VERSION,
         "budget": memory.budget,
         "nbytes": memory.nbytes,
         "entries": len(memory),
@@ -108,33 +222,18 @@ def save(memory: "KVMemory", directory: Path) -> None:
         },
         "tasks": [[task, memory.thresholds.get(task)] for task in memory.tasks],
         "fingerprint": memory.fingerprint,
-        "metadata": _checked_metadata(memory.metadata),
+        "metadata": _checked_metadata(memory.metadata if metadata is None else metadata),
     }
-    digest, size = hashlib.sha256(), 0
-
-    def parts() -> Iterator[bytes | memoryview]:
-        nonlocal size
-        for part in _parts(memory, header, order):
-            digest.update(part)
-            size += len(part)
-            yield part
-
-    with lock(directory, PATIENCE):
-        path = write_parts_atomically(directory, parts(), lambda: f"memory-{digest.hexdigest()[:32]}.safetensors")
-        index |= {"file": path.name, "size": size, "sha256": digest.hexdigest()}
-        write_atomically(directory / INDEX, _encode({**index, "index_sha256": _index_digest(index)}))
-        for stale in [*directory.glob("memory-*.safetensors"), *directory.glob(".memory-*.tmp")]:
-            if stale.name != path.name:
-                stale.unlink(missing_ok=True)
-        if any(store.file.path.parent.resolve() == directory.resolve() for store in memory.entries.stores):
-            file = TensorFile(path)  # the file read so far lives, without a name, for as long as it is open
-            file.read_header()
-            memory._moved(Entries.stored(StoredEntries(file, layout, memory.payload_dtype, table)))
 
 
-def _version(memory: "KVMemory") -> int:
-    """3 where layers hold different numbers of tokens, and for 2-bit payloads, whose codes were plain levels before."""
-    return NEWEST if memory.layout.layer_lengths or memory.payload_dtype == "int2" else VERSION
+def framing_nbytes(memory: "KVMemory", metadata: dict[str, str] | None = None) -> int:
+    """Bytes, at most, that the files take beside what `KVMemory.nbytes` counts: `memory.json`, the tensors' header.
+
+    The same for any entries, so that bytes of entries add up.
+    """
+    largest = max(memory.budget, 1)
+    blocks = blocks_of(memory.layout, memory.payload_dtype, 0, 0, 0)
+    return header_nbytes(blocks, largest) + index_nbytes(index_of(memory, metadata), largest)
 
 
 def _parts(memory: "KVMemory", header: bytes, order: list[str]) -> Iterator[bytes | memoryview]:
@@ -142,19 +241,32 @@ def _parts(memory: "KVMemory", header: bytes, order: list[str]) -> Iterator[byte
     yield header
     for name in order:
         if name == "calibration":
-            yield raw(torch.cat([memory.calibration.phi_tau.reshape(1), memory.calibration.phi_lambda]).float())
+            yield raw(_numbers_of(memory.calibration))
         elif name == "numbers":
             yield memory.entries.table.numbers.tobytes()
         else:
             yield from memory.entries.parts(name)
 
 
-def _encode(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode()
+def _numbers_of(calibration: Calibration) -> Float[Tensor, " numbers"]:
+    """The calibration as it lies in the file, float32: phi_tau, then phi_lambda of each layer."""
+    return torch.cat([calibration.phi_tau.reshape(1), calibration.phi_lambda]).float()
 
 
-def _index_digest(index: dict[str, Any]) -> str:
-    return hashlib.sha256(_encode({k: v for k, v in index.items() if k != "index_sha256"})).hexdigest()
+def _calibration_of(numbers: Tensor, layers: int) -> Calibration:
+    """The inverse of `_numbers_of`; an infinite phi_lambda says that values enter as they were stored (lambda = 1)."""
+    if tuple(numbers.shape) != (1 + layers,) or numbers.dtype != torch.float32:
+        raise MemoryFileError(f"the calibration must be {1 + layers} float32 numbers, got {list(numbers.shape)}")
+    calibration = Calibration(numbers[0].clone(), numbers[1:].clone())
+    scales = calibration.phi_lambda
+    if not LEAST_TAU <= float(calibration.tau) <= LARGEST_TAU or not bool(
+        (scales.isfinite() | (scales == math.inf)).all()
+    ):
+        raise MemoryFileError(
+            f"the calibration must be finite, with a temperature from {LEAST_TAU:g} to {LARGEST_TAU:g}; got "
+            f"{value(numbers.tolist())}"
+        )
+    return calibration
 
 
 def load(kind: type["KVMemory"], directory: Path, backbone: "Backbone | None", lazy: bool | None = None) -> "KVMemory":
@@ -174,50 +286,28 @@ def load(kind: type["KVMemory"], directory: Path, backbone: "Backbone | None", l
         MemoryFileError: files are missing, truncated, edited, of another format or a newer version.
         FingerprintError: the memory was made for another model than `backbone`.
     """
-    index = _read_index(directory)
-    file = _open_tensors(directory, index)
+    for left in reversed(range(NEWER)):
+        index = read_index(directory)
+        try:
+            file = _open_tensors(directory, index)
+            break
+        except MemoryFileError:
+            if not left or read_index(directory) == index:
+                raise  # else a writer has put a new generation in place meanwhile
     try:
         memory = _build(kind, index, file, lazy)
     except MemoryFileError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, RuntimeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise MemoryFileError(f"the memory in {directory} is not consistent: {error}") from error
+    memory._generations[directory.resolve()] = generation_of(directory, index)
     if backbone is not None:
         check_fingerprint(memory.fingerprint, backbone)
     return memory
 
 
-def _read_index(directory: Path) -> dict[str, Any]:
-    path = directory / INDEX
-    if not path.is_file():
-        raise MemoryFileError(f"no memory in {directory}: it has no {INDEX}")
-    if path.stat().st_size > LARGEST_INDEX:
-        raise MemoryFileError(f"{path} is {path.stat().st_size:,} bytes, more than the {LARGEST_INDEX:,} allowed")
-    try:
-        index = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise MemoryFileError(f"{path} is truncated or not JSON: {error}") from error
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise MemoryFileError(f"{path} is not the index of an inducekv memory")
-    if index.get("version") not in READ or isinstance(index["version"], bool):
-        raise MemoryFileError(
-            f"{path} has format version {index.get('version')!r}, this library reads {READ[0]} to {READ[-1]}"
-        )
-    if index.get("index_sha256") != _index_digest(index):
-        raise MemoryFileError(f"{path} was edited or damaged: its checksum does not match")
-    if index["version"] < NEWEST and index.get("payload_dtype") == "int2":
-        raise MemoryFileError(
-            f"{path} holds 2-bit payloads of format version {index['version']}, whose levels are no longer read; learn "
-            "the memory again"
-        )
-    return index
-
-
 def _open_tensors(directory: Path, index: dict[str, Any]) -> TensorFile:
-    name, size = index.get("file"), index.get("size")
-    if not isinstance(name, str) or not NAME.fullmatch(name) or not isinstance(size, int):
-        raise MemoryFileError(f"{directory / INDEX} names no valid tensor file: {name!r}")
-    path = directory / name
+    path, size = directory / index["file"], index["size"]
     if not path.is_file():
         raise MemoryFileError(f"{path} is missing; {INDEX} refers to it")
     file = TensorFile(path)
@@ -231,16 +321,17 @@ def _open_tensors(directory: Path, index: dict[str, Any]) -> TensorFile:
 
 def _build(kind: type["KVMemory"], index: dict[str, Any], file: TensorFile, lazy: bool | None) -> "KVMemory":
     layout = Layout(**{**index["layout"], "layers": tuple(index["layout"]["layers"])})
-    memory = kind(index["budget"], layout, index["payload_dtype"], index["fingerprint"])
+    budget, earlier = parse_bytes(index["budget"]), index["version"] < NAMES_ALL
+    if budget > LARGEST_BUDGET:
+        raise MemoryFileError(f"the budget is {value(budget)} bytes, at most {LARGEST_BUDGET:,} are allowed")
+    memory = kind(LARGEST_BUDGET if earlier else budget, layout, index["payload_dtype"], index["fingerprint"])
+    memory.metadata = _checked_metadata(index.get("metadata", {}))
     numbers, phi, count = file.read("numbers"), file.read("calibration"), index["entries"]
     if tuple(numbers.shape) != (count, 4) or numbers.dtype != torch.int32 or bool((numbers < 0).any()):
         raise MemoryFileError(
             f"the table of entries must be int32 [{count}, 4], got {numbers.dtype} {list(numbers.shape)}"
         )
-    if tuple(phi.shape) != (1 + len(layout.layers),) or phi.dtype != torch.float32 or bool(phi.isnan().any()):
-        raise MemoryFileError(
-            f"the calibration must be {1 + len(layout.layers)} float32 numbers, got {list(phi.shape)}"
-        )
+    calibration = _calibration_of(phi, len(layout.layers))
     tokens = int(numbers[:, 0].sum(dtype=torch.int64))
     expected = blocks_of(layout, memory.payload_dtype, count, tokens, file.blocks["text"].shape[0])
     for name in sorted(expected.keys() | file.blocks.keys()):
@@ -259,11 +350,15 @@ def _build(kind: type["KVMemory"], index: dict[str, Any], file: TensorFile, lazy
     if lazy is None:
         lazy = os.name == "posix" and sum(file.blocks[name].nbytes for name in PARTS if name in expected) > LAZY_ABOVE
     memory._hold(Entries.stored(store) if lazy else Entries.read(store))
-    memory.metadata = _checked_metadata(index.get("metadata", {}))
+    if earlier:  # whose budget did not count the index and the header
+        if memory.nbytes > budget:
+            raise MemoryFileError(f"it holds {memory.nbytes:,} bytes, its budget is {value(budget)}")
+        memory.budget = budget
+        memory.budget = max(budget, memory.file_nbytes)
     if memory.nbytes != index["nbytes"]:
         raise MemoryFileError(f"tasks or size do not match: {memory.nbytes} bytes instead of {index['nbytes']}")
-    memory.calibration = Calibration(phi[0].clone(), phi[1:].clone())
-    memory.thresholds = {name: _finite(value) for name, value in index["tasks"] if value is not None}
+    memory.calibration = calibration
+    memory.thresholds = {name: _finite(limit) for name, limit in index["tasks"] if limit is not None}
     return memory
 
 
@@ -274,7 +369,7 @@ def _checked_metadata(metadata: Any) -> dict[str, str]:
     return dict(metadata)
 
 
-def _finite(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise MemoryFileError(f"a threshold must be a finite number, got {value!r}")
-    return float(value)
+def _finite(given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) <= LARGEST_THRESHOLD:
+        raise MemoryFileError(f"a threshold must be a finite number, got {value(given)}")
+    return float(given)

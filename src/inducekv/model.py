@@ -1,5 +1,6 @@
 """The façade: a frozen model that learns tasks into a memory file and names the sources of its answers."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,14 +23,13 @@ from inducekv.lookup import Lookup, Reading
 from inducekv.memory import KVMemory
 from inducekv.memory_config import check_config, concrete, config_of
 from inducekv.memory_config import empty_memory as empty_memory
-from inducekv.memory_file import check_fingerprint
+from inducekv.memory_file import check_fingerprint, save, stored_state
+from inducekv.model_name import EMBEDDED as EMBEDDED
 from inducekv.progress import SILENT, Progress
 from inducekv.ranks import ALONE, Ranks
 from inducekv.scoring import Scores
 from inducekv.training_state import TrainingState
 
-EMBEDDED = "embedded"
-"""Name of the model that ships with the package."""
 OWN: Literal["own"] = "own"
 """The memory of the `InducedModel` itself."""
 Memories = Literal["own"] | KVMemory | None | Sequence[KVMemory | None]
@@ -42,7 +42,7 @@ class InducedModel:
         backbone: the model and its processor; never changed.
         memory: what was learned.
         config: how to learn and to read.
-        training_state: anchors, needed only to learn more.
+        training_state: anchors, needed only to learn more; those of a folder are read when they are first asked for.
     """
 
     def __init__(
@@ -53,7 +53,19 @@ class InducedModel:
         training_state: TrainingState | None = None,
     ) -> None:
         self.backbone, self.memory, self.config = backbone, memory, config
-        self.training_state = training_state or TrainingState()
+        self._training_state = training_state
+        self._folder: Path | None = None
+
+    @property
+    def training_state(self) -> TrainingState:
+        """Anchors. Raises ValueError if those of the memory's folder are missing or damaged."""
+        if self._training_state is None:
+            self._training_state = TrainingState() if self._folder is None else stored_state(self.memory, self._folder)
+        return self._training_state
+
+    @training_state.setter
+    def training_state(self, state: TrainingState) -> None:
+        self._training_state = state
 
     @classmethod
     def from_pretrained(
@@ -87,15 +99,15 @@ class InducedModel:
         if not isinstance(config, InduceKVConfig | Mapping | None):
             raise TypeError(f"config must be an InduceKVConfig, a mapping of its fields, or None; got {config!r}")
         backbone = _backbone(model, processor, options)
-        state = TrainingState()
+        folder = None
         if isinstance(memory, str | Path):
-            state = TrainingState.load(memory)
-            memory = KVMemory.from_pretrained(memory, backbone)
+            folder = Path(memory)
+            memory = KVMemory.from_pretrained(folder, backbone)
         elif memory is not None:
             check_fingerprint(memory.fingerprint, backbone)
         if memory is None:
             config = config if isinstance(config, InduceKVConfig) else backbone.config(config)
-            return cls(backbone, empty_memory(backbone, config), config, state)
+            return cls(backbone, empty_memory(backbone, config), config)
         if config is None:
             config = config_of(memory)
         else:
@@ -103,7 +115,9 @@ class InducedModel:
             config = concrete(config, memory)
             check_config(backbone, memory, config)
             memory.resize(config.budget)
-        return cls(backbone, memory, config, state)
+        induced = cls(backbone, memory, config)
+        induced._folder = folder
+        return induced
 
     # -- learning
 
@@ -114,6 +128,9 @@ class InducedModel:
 
         With `payload="auto"` the first task is tuned on first (`inducekv.tuning`): the memory, still empty, is replaced
         by one of the format that was found, and `config` says which.
+
+        With `anchors=0` in the configuration no raw example is kept for later tasks, and those kept so far are dropped
+        unread: earlier tasks are then held by their entries alone.
         """
         config, memory, notes = concrete(self.config, self.memory), self.memory, list[str]()
         if config.payload == "auto":
@@ -122,28 +139,36 @@ class InducedModel:
             config, notes = tuned_on_first(self.backbone, examples, task, config, progress)
             memory = empty_memory(self.backbone, config)
             memory.metadata = dict(self.memory.metadata)
+            memory._generations = dict(self.memory._generations)
+        state = self.training_state if config.anchors else TrainingState()
         report = learn(
             self.backbone,
             memory,
             examples,
             task=task,
             config=config,
-            training_state=self.training_state,
+            training_state=state,
             progress=progress,
             ranks=ranks,
         )
         report.warnings[:0] = notes
-        self.config, self.memory = config, memory
+        self.config, self.memory, self.training_state = config, memory, state
         return report
 
     def forget(self, task: str) -> int:
         """Removes a task: its entries, its threshold and its anchors. Returns how many entries there were.
 
+        A training state that cannot be read is dropped whole, with a warning: what may hold the task must not stay.
+
         Raises:
             ValueError: no such task.
         """
         dropped = self.memory.forget(task)
-        self.training_state.forget(task)
+        try:
+            self.training_state.forget(task)
+        except ValueError as error:
+            warnings.warn(f"all examples kept for learning are dropped with {task!r}: {error}", stacklevel=2)
+            self.training_state = TrainingState()
         return dropped
 
     # -- answering
@@ -313,9 +338,15 @@ class InducedModel:
     # -- files
 
     def save_memory(self, directory: str | Path) -> None:
-        """Writes the memory, and the training state beside it in its own file; each whole or not at all."""
-        self.memory.save_pretrained(directory)
-        self.training_state.save(directory)
+        """Writes the memory, and the training state beside it in its own file; both or neither.
+
+        Raises:
+            ValueError, OSError: as `memory_file.save`.
+        """
+        state = self._training_state
+        if state is None and self._folder is not None and self._folder.resolve() != Path(directory).resolve():
+            state = self.training_state
+        save(self.memory, Path(directory), state)
 
     def load_memory(self, directory: str | Path) -> None:
         """Takes another memory (and its training state) in place of this one, which is kept on an error.
@@ -324,7 +355,8 @@ class InducedModel:
             ValueError: as `from_pretrained`.
         """
         other = InducedModel.from_pretrained(self.backbone, memory=directory)
-        self.memory, self.training_state, self.config = other.memory, other.training_state, other.config
+        self.memory, self._training_state, self.config = other.memory, None, other.config
+        self._folder = other._folder
 
 
 def _backbone(model: Any, processor: Any, options: dict[str, Any]) -> Backbone:

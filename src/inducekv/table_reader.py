@@ -66,7 +66,10 @@ def _checked_ids(lines: list[bytes]) -> list[str]:
     joined = b",\n".join(lines)
     if not all(line.startswith(b'["') and line.endswith(b'"]') for line in lines):
         raise ValueError("a text is not a list of id, question and answer")
-    rows = json.loads("[" + joined.decode() + "]")
+    try:
+        rows = json.loads("[" + joined.decode() + "]")
+    except RecursionError as error:
+        raise ValueError("a text is nested too deeply") from error
     if len(rows) != len(lines) or not all(type(row) is list and len(row) == 3 for row in rows):
         raise ValueError("a text is not a list of id, question and answer")
     if not all(type(part) is str for row in rows for part in row):
@@ -75,7 +78,7 @@ def _checked_ids(lines: list[bytes]) -> list[str]:
     if again != b"[" + joined.replace(b",\n", b",") + b"]":
         raise ValueError("a text is not written as this library writes it")
     ids = [row[0] for row in rows]
-    if not all(ids) or not "".join(ids).isprintable() or max(len(x.encode()) for x in ids) > NAME_LIMIT:
+    if not all(map(str.strip, ids)) or not "".join(ids).isprintable() or max(len(x.encode()) for x in ids) > NAME_LIMIT:
         raise ValueError(f"entry ids must be 1 to {NAME_LIMIT} bytes of printable text")
     for line, (_, question, answer) in zip(lines, rows, strict=True):
         if len(line) > TEXT_LIMIT and len((question + answer).encode()) > TEXT_LIMIT:

@@ -14,6 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inducekv.error_text import message, value
+from inducekv.json_object import parse_json
+
 CHUNK = 4 * 2**20
 """Bytes read at once where a file is gone through from end to end."""
 LARGEST_HEADER = 2**16
@@ -31,6 +34,9 @@ DTYPES = {
 
 class MemoryFileError(ValueError):
     """A memory's files are missing, truncated, edited, or not a memory at all."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(message(text))
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,16 @@ def header_of(blocks: dict[str, Block]) -> tuple[bytes, list[str]]:
 
     Byte for byte what the safetensors library writes: wide numbers first, then by name, without gaps.
     """
+    return _header_of(blocks, None)
+
+
+def header_nbytes(blocks: dict[str, Block], largest: int) -> int:
+    """Bytes of the header, at most, of a file of these tensors with other first sizes and no number above `largest`."""
+    longest = {name: Block(block.dtype, (largest, *block.shape[1:])) for name, block in blocks.items()}
+    return len(_header_of(longest, largest)[0])
+
+
+def _header_of(blocks: dict[str, Block], offset: int | None) -> tuple[bytes, list[str]]:
     rank = {dtype: place for place, dtype in enumerate(DTYPES.values())}
     said = {dtype: name for name, dtype in DTYPES.items()}
     names = sorted(blocks, key=lambda name: (rank[blocks[name].dtype], name))
@@ -69,7 +85,8 @@ def header_of(blocks: dict[str, Block]) -> tuple[bytes, list[str]]:
     for name in names:
         block = blocks[name]
         start, end = end, end + block.nbytes
-        header[name] = {"dtype": said[block.dtype], "shape": list(block.shape), "data_offsets": [start, end]}
+        offsets = [start, end] if offset is None else [offset, offset]
+        header[name] = {"dtype": said[block.dtype], "shape": list(block.shape), "data_offsets": offsets}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text, names
@@ -128,15 +145,16 @@ class TensorFile:
             length = int.from_bytes(bytes(self._bytes(0, 8).numpy()), "little") if self.size >= 8 else self.size
             if not 2 <= length <= min(LARGEST_HEADER, self.size - 8):
                 raise ValueError(f"its header would be {length:,} bytes long")
-            header = json.loads(bytes(self._bytes(8, length).numpy()))
+            header = parse_json(bytes(self._bytes(8, length).numpy()))
             blocks, end = {}, 0
             for name, said in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 shape = tuple(said["shape"])
                 if any(type(size) is not int or not 0 <= size < 2**48 for size in shape):
-                    raise ValueError(f"{name!r} has shape {said['shape']}")
+                    raise ValueError(f"{value(name)} has shape {value(said['shape'])}")
                 block = Block(DTYPES[said["dtype"]], shape, 8 + length + end)
                 if said["data_offsets"] != [end, end + block.nbytes]:
-                    raise ValueError(f"{name!r} lies at {said['data_offsets']}, not at {[end, end + block.nbytes]}")
+                    at = value(said["data_offsets"])
+                    raise ValueError(f"{value(name)} lies at {at}, not at {[end, end + block.nbytes]}")
                 blocks[name], end = block, end + block.nbytes
             if 8 + length + end != self.size:
                 raise ValueError(f"its tensors end at byte {8 + length + end:,} of {self.size:,}")

@@ -1,5 +1,6 @@
 """What learning keeps beside the memory and answering never needs: anchors, a few raw examples of every task."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,15 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from inducekv.atomic import write_atomically
+from inducekv.error_text import message
 from inducekv.examples import Example, check_image, open_image
+from inducekv.json_object import parse_json
+from inducekv.memory_index import EARLIER_STATE as FILE_NAME
+from inducekv.memory_index import NamedFile, training_state_of
 from inducekv.splits import balanced_order
 
-FILE_NAME = "training_state.safetensors"
-FORMAT = 1
+FORMAT = 2
+"""What is written: a checksum beside the anchors. 1 had none, and is read."""
 MAX_FILE_BYTES = 4 * 2**30
 MAX_ANCHORS = 2**20
 
@@ -130,11 +135,8 @@ class TrainingState:
         self.anchors = [anchor for anchor in self.anchors if anchor.task != task]
         return before - len(self.anchors)
 
-    def save(self, folder: str | Path) -> Path:
-        """Writes `training_state.safetensors` into a folder, whole or not at all; same state, same bytes."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        pictures = [data for anchor in self.anchors for data in anchor.pictures]
+    def to_bytes(self) -> bytes:
+        """The state as a safetensors file that holds its own checksum; same state, same bytes."""
         rows = [
             {
                 "task": a.task,
@@ -145,39 +147,81 @@ class TrainingState:
             }
             for a in self.anchors
         ]
+        pictures = b"".join(data for anchor in self.anchors for data in anchor.pictures)
+        texts = json.dumps(rows, ensure_ascii=False).encode()
         arrays = {
-            "pictures": np.frombuffer(b"".join(pictures), dtype=np.uint8),
-            "anchors": np.frombuffer(json.dumps(rows, ensure_ascii=False).encode(), dtype=np.uint8),
+            name: np.frombuffer(data, dtype=np.uint8)
+            for name, data in (("pictures", pictures), ("anchors", texts), ("sha256", _digest(texts, pictures)))
         }
+        return safetensors.numpy.save(arrays, {"format": f"inducekv-training-state-{FORMAT}"})
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes `training_state.safetensors` into a folder without a memory, whole or not at all.
+
+        Beside a memory `memory_file.save` writes it, under a name that the memory's index gives.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         target = folder / FILE_NAME
-        write_atomically(target, safetensors.numpy.save(arrays, {"format": f"inducekv-training-state-{FORMAT}"}))
+        write_atomically(target, self.to_bytes())
         return target
 
     @staticmethod
     def exists(folder: str | Path) -> bool:
         """Whether a folder holds a training state."""
-        return (Path(folder) / FILE_NAME).is_file()
+        named = training_state_of(Path(folder))
+        return named is not None and named.path.is_file()
 
     @classmethod
     def load(cls, folder: str | Path) -> "TrainingState":
-        """Reads what `save` wrote; a folder without it gives an empty state (learning then goes on without anchors).
+        """Reads what `save` or a memory's `save_memory` wrote; a folder without it gives an empty state.
 
         Raises:
             ValueError: the file is damaged, of another format, or too large.
         """
-        path = Path(folder) / FILE_NAME
-        if not path.is_file():
-            return cls()
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise ValueError(f"training state {path}: {path.stat().st_size:,} bytes, at most {MAX_FILE_BYTES:,}")
+        named = training_state_of(Path(folder))
+        while named is not None:
+            try:
+                return cls.read(named)
+            except ValueError:
+                again = training_state_of(Path(folder))
+                if again == named:
+                    raise  # else a writer has put a new generation in place meanwhile
+                named = again
+        return cls()
+
+    @classmethod
+    def read(cls, named: NamedFile) -> "TrainingState":
+        """Reads one file.
+
+        Raises:
+            ValueError: it is missing, damaged, of another format, or too large.
+        """
+        path = named.path
         try:
-            arrays = safetensors.numpy.load(path.read_bytes())
-            rows = json.loads(arrays["anchors"].tobytes().decode())
-            return cls(list(_anchors(rows, arrays["pictures"].tobytes())))
-        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            if (size := path.stat().st_size) > MAX_FILE_BYTES:
+                raise ValueError(f"{size:,} bytes, at most {MAX_FILE_BYTES:,} are allowed")
+            data = path.read_bytes()
+            if named.sha256 is not None and hashlib.sha256(data).hexdigest() != named.sha256:
+                raise ValueError("its checksum does not match")
+            arrays = safetensors.numpy.load(data)
+            texts, pictures = arrays["anchors"].tobytes(), arrays["pictures"].tobytes()
+            if unknown := arrays.keys() - {"anchors", "pictures", "sha256"}:
+                raise ValueError(f"it holds {min(unknown)!r} too")
+            if "sha256" in arrays and arrays["sha256"].tobytes() != _digest(texts, pictures):
+                raise ValueError("its checksum does not match")
+            return cls(list(_anchors(parse_json(texts), pictures)))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"training state {path} is damaged ({error}); delete it to go on without anchors of earlier tasks"
+                message(
+                    f"training state {path} is missing or damaged ({error}); answering does not need it: to learn "
+                    "without replaying examples of earlier tasks, use learn --no-replay, or set anchors=0"
+                )
             ) from error
+
+
+def _digest(texts: bytes, pictures: bytes) -> bytes:
+    return hashlib.sha256(hashlib.sha256(texts).digest() + hashlib.sha256(pictures).digest()).digest()
 
 
 def _anchors(rows: Any, pictures: bytes) -> Iterable[Anchor]:
@@ -189,6 +233,7 @@ def _anchors(rows: Any, pictures: bytes) -> Iterable[Anchor]:
         texts = [row[name] for name in ("task", "id", "question", "answer")]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("an anchor's texts must be text")
+        "".join(texts).encode()  # a lone surrogate cannot be written again
         if not isinstance(lengths, list) or not all(type(n) is int and 0 <= n <= len(pictures) for n in lengths):
             raise ValueError("an anchor's picture sizes must be numbers of bytes")
         cuts = [start]

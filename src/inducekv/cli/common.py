@@ -28,7 +28,10 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every ra
 MemoryOption = Annotated[Path, typer.Option("--memory", "-m", help="Folder of the memory.")]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Model name, folder, or `embedded`; by default the memory's own, else `embedded`."),
+    typer.Option(
+        "--model",
+        help="Model name, folder, or `embedded` (the default). Needed where the memory was made with another.",
+    ),
 ]
 
 
@@ -44,7 +47,8 @@ def printable(text: str) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON object on standard output; numbers that are not finite become null."""
-    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False))
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False)
+    typer.echo("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
 
 
 def _finite(value: Any) -> Any:
@@ -82,7 +86,9 @@ def helpful(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"inducekv: error: {message}", err=True)
+    from inducekv.error_text import message as shown
+
+    typer.echo(f"inducekv: error: {shown(message)}", err=True)
     raise typer.Exit(USAGE_ERROR)
 
 
@@ -112,9 +118,15 @@ def load_model(
     return InducedModel.from_pretrained(load_backbone(model), memory=memory, config=config)
 
 
-def model_of(memory: KVMemory, given: str | None) -> str:
-    """The model to answer with: the one given, else the one the memory was learned with."""
-    return given or str(memory.metadata.get("model") or "embedded")
+def model_of(memory: KVMemory | None, given: str | None) -> str:
+    """The model to answer with: the one given, else the memory's if it ships with the package.
+
+    Raises:
+        ValueError: the memory names another, which must be given.
+    """
+    from inducekv.model_name import chosen_model
+
+    return chosen_model(given, memory)
 
 
 def config_fields(path: Path | None) -> dict[str, Any]:

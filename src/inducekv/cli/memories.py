@@ -73,6 +73,14 @@ def learn(
     top_k: Annotated[
         int | None, typer.Option(help="Entries retrieved for a question.", rich_help_panel=_CONFIG_PANEL)
     ] = None,
+    replay: Annotated[
+        bool,
+        typer.Option(
+            "--replay/--no-replay",
+            help="Keep some raw examples beside the memory, to hold earlier tasks when the next is learned. "
+            "--no-replay keeps none and deletes those kept before.",
+        ),
+    ] = True,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of every random draw.")] = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
@@ -81,8 +89,10 @@ def learn(
     from inducekv import InduceKVConfig, KVMemory, read_examples
     from inducekv.bytes import format_bytes, parse_bytes
     from inducekv.config import FAST
+    from inducekv.error_text import escaped
     from inducekv.memory_config import config_of
-    from inducekv.memory_file import lock
+    from inducekv.memory_file import lock, sweep
+    from inducekv.model_name import note_model
     from inducekv.progress import console_progress
 
     given: dict[str, Any] = {
@@ -94,6 +104,7 @@ def learn(
         "candidates": candidates,
         "top_k": top_k,
         "seed": seed,
+        "anchors": None if replay else 0,
     }
     changes = {
         **config_fields(config),
@@ -107,14 +118,16 @@ def learn(
     memory.mkdir(parents=True, exist_ok=True)
     progress = console_progress(quiet)
     with lock(memory):
+        sweep(memory)
         stored = KVMemory.from_pretrained(memory) if _holds_memory(memory) else None
-        source = model or ("embedded" if stored is None else model_of(stored, None))
+        source = model_of(stored, model)
         if stored is None:
             InduceKVConfig.from_dict(changes)  # a mistake in them is told before a model loads
         else:
             config_of(stored, changes)
         induced = load_model(source, None if stored is None else memory, changes)
-        induced.memory.metadata["model"] = _portable(source)
+        revision = getattr(induced.backbone.model.config, "_commit_hash", None)
+        note_model(induced.memory, source, revision, folder=Path(source).is_dir())
         report = induced.learn(examples, task=name, progress=progress)
         induced.save_memory(memory)
     result = report.to_dict() | {"memory": str(memory)}
@@ -123,7 +136,8 @@ def learn(
         return
     out().print(
         f"learned {name}: kept {len(report.chosen)} of {report.candidates} candidates; "
-        f"{format_bytes(induced.memory.nbytes)} of {format_bytes(induced.memory.budget)} used -> {memory}"
+        f"{format_bytes(induced.memory.file_nbytes)} of {format_bytes(induced.memory.budget)} used -> "
+        f"{escaped(str(memory))}"
     )
     for warning in report.warnings:
         out().print(f"note: {warning}")
@@ -185,6 +199,7 @@ def inspect(
     """Show what a memory holds: tasks, entries, bytes by kind, calibration, fingerprint. Needs no model."""
     from inducekv import KVMemory
     from inducekv.bytes import format_bytes
+    from inducekv.error_text import escaped
     from inducekv.tuning.space import spans
 
     stored = KVMemory.from_pretrained(memory)
@@ -198,6 +213,7 @@ def inspect(
         "entries": len(stored),
         "tasks": counts,
         "nbytes": stored.nbytes,
+        "file_nbytes": stored.file_nbytes,
         "budget": stored.budget,
         "bytes_by_kind": stored.bytes_by_kind(),
         "layers": list(stored.layout.layers),
@@ -213,7 +229,9 @@ def inspect(
         return
     console = out()
     console.print(
-        f"{memory}: {len(stored)} entries, {format_bytes(stored.nbytes)} of {format_bytes(stored.budget)}", style="bold"
+        f"{escaped(str(memory))}: {len(stored)} entries, {format_bytes(stored.file_nbytes)} of "
+        f"{format_bytes(stored.budget)}",
+        style="bold",
     )
     if quiet:
         return
@@ -241,30 +259,31 @@ def forget(
 ) -> None:
     """Take a task out of a memory, and its raw examples out of the training state; nothing of it stays in the files."""
     from inducekv import KVMemory
-    from inducekv.memory_file import lock
+    from inducekv.memory_file import lock, save, stored_state, sweep
     from inducekv.training_state import TrainingState
 
     if not memory.is_dir():
         raise ValueError(f"{memory}: no such folder")
+    note = ""
     with lock(memory):
+        sweep(memory)  # what an interrupted forget left is gone before anything else is looked at
         stored = KVMemory.from_pretrained(memory)
         if task not in stored.tasks:
             raise ValueError(f"no task {task!r} in {memory}; it holds: {', '.join(stored.tasks) or 'no tasks'}")
+        try:
+            state = stored_state(stored, memory)
+        except ValueError as error:
+            state, note = TrainingState(), f"examples kept of all tasks were deleted, since {error}"
         dropped = stored.forget(task)
-        state = TrainingState.load(memory)
-        if state.forget(task):
-            state.save(memory)
-        stored.save_pretrained(memory)
+        state.forget(task)
+        save(stored, memory, state)
     if as_json:
-        print_json({"memory": str(memory), "task": task, "dropped": dropped, "nbytes": stored.nbytes})
+        print_json({"memory": str(memory), "task": task, "dropped": dropped, "nbytes": stored.nbytes, "note": note})
     elif not quiet:
         out().print(f"forgot {task}: {dropped} entries dropped, {len(stored)} left")
+        if note:
+            out().print(f"note: {note}")
 
 
 def _holds_memory(folder: Path) -> bool:
     return (folder / "memory.json").exists()
-
-
-def _portable(model: str) -> str:
-    """A folder is kept as an absolute path, so that `ask` finds it from anywhere; a model's name stays as it is."""
-    return str(Path(model).resolve()) if Path(model).is_dir() else model

@@ -16,6 +16,7 @@ from inducekv.cli.common import (
     config_fields,
     helpful,
     load_model,
+    model_of,
     out,
     print_json,
     require_extra,
@@ -75,7 +76,7 @@ def tune(
     given = source_of(source)
     known = {} if given.config is None else given.config.to_dict()
     fields = InduceKVConfig.from_dict({**known, **changes})  # mistakes are told before the model loads
-    backbone = load_model(model or given.model or "embedded", None).backbone
+    backbone = load_model(model_of(given.memory, model), None).backbone
     start = backbone.config(changes) if given.config is None else fields
     limits = {name: value for name, value in (("points", points), ("questions", questions)) if value is not None}
     report = tuned(backbone, given.tasks, start, tasks_in_all=tasks, progress=console_progress(quiet), **limits)

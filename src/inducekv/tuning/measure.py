@@ -15,7 +15,7 @@ from inducekv.config import InduceKVConfig
 from inducekv.continual.graders import exact_match
 from inducekv.lookup import Lookup, Reading
 from inducekv.memory import BudgetError, KVMemory
-from inducekv.memory_config import empty_memory
+from inducekv.memory_config import empty_memory, note_config
 from inducekv.progress import SILENT, Progress
 from inducekv.retrieval import Calibration
 from inducekv.selection.herding import herd
@@ -140,11 +140,12 @@ class Bench:
             memory = empty_memory(self.backbone, config)
         except BudgetError:
             return None
+        note_config(memory, config)
         layout, data = memory.layout, self.variants
         encoded = data.of(point.method)
         lengths = zip(encoded, data.text_nbytes, strict=True)
         sizes = [layout.entry_nbytes(e.tokens, memory.payload_dtype, text) for e, text in lengths]
-        chosen = herd(data.keys, sizes, self.budget - layout.base_nbytes(self._tasks), self._tasks)
+        chosen = herd(data.keys, sizes, self.budget - memory.base_nbytes(self._tasks), self._tasks)
         if not chosen:
             return None
         formats = (memory.payload_dtype, layout.layers, layout.key_dtype)

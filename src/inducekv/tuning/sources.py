@@ -24,12 +24,12 @@ class Source:
     Attributes:
         tasks: examples with answers, by task.
         config: how the memory was learned; None where the source is data.
-        model: name or folder of the model the memory was learned with, or None.
+        memory: the memory, where the source is one.
     """
 
     tasks: dict[str, list[Example]]
     config: InduceKVConfig | None = None
-    model: str | None = None
+    memory: KVMemory | None = None
 
 
 def source_of(path: Path) -> Source:
@@ -71,4 +71,4 @@ def _of_memory(path: Path) -> Source:
             f"the training state of {path} keeps {len(state.anchors)} examples, tuning needs at least {LEAST}; "
             "give the data that was learned instead"
         )
-    return Source(tasks, config_of(memory), memory.metadata.get("model"))
+    return Source(tasks, config_of(memory), memory)
