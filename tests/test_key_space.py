@@ -57,5 +57,3 @@ def test_similarities_are_finite_and_at_most_one(count: int, seed: int, name: st
 def test_one_key_is_compared_as_it_is() -> None:
     keys, queries = cone(1, 8), cone(3, 8, seed=1)
     assert torch.equal(KeySpace.of(keys, "whitened").similarities(queries, keys), queries @ keys.T)
-
-

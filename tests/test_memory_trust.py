@@ -185,7 +185,16 @@ def test_deep_nesting_is_refused_wherever_it_is(tmp_path: Path, depth: int) -> N
         KVMemory.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("numbers", [[-torch.inf, 0.5, 0.5, 0.5], [-1.0, 0.5, -torch.inf, 0.5], [-1e9, 0.5, 0.5, 0.5]])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [-torch.inf, 0.0, 0.5, 0.5, 0.5],
+        [-1.0, 0.0, 0.5, -torch.inf, 0.5],
+        [-1e9, 0.0, 0.5, 0.5, 0.5],
+        [0.0, torch.inf, 0.5, 0.5, 0.5],
+        [0.0, 21.0, 0.5, 0.5, 0.5],
+    ],
+)
 def test_a_calibration_that_is_no_number_is_refused(tmp_path: Path, numbers: list[float]) -> None:
     filled().save_pretrained(tmp_path)
     tensors = safetensors.torch.load(path_of(tmp_path).read_bytes())
@@ -194,7 +203,7 @@ def test_a_calibration_that_is_no_number_is_refused(tmp_path: Path, numbers: lis
     with pytest.raises(MemoryFileError, match="calibration must be finite"):
         KVMemory.from_pretrained(tmp_path)
     held = filled()
-    held.calibration = type(held.calibration)(torch.tensor(numbers[0]), torch.tensor(numbers[1:]))
+    held.calibration = type(held.calibration)(*map(torch.tensor, (numbers[0], numbers[2:], numbers[1])))
     with pytest.raises(ValueError, match="calibration must be finite"):
         held.save_pretrained(tmp_path / "new")
     held = filled()

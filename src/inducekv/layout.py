@@ -71,7 +71,7 @@ class Layout:
 
     def base_nbytes(self, tasks: Iterable[str]) -> int:
         """Bytes beside the entries: the calibration phi (float32) and the table of tasks."""
-        return 4 * (1 + len(self.layers)) + sum(len(json_bytes(task)) + TASK_BOOKKEEPING for task in set(tasks))
+        return 4 * (2 + len(self.layers)) + sum(len(json_bytes(task)) + TASK_BOOKKEEPING for task in set(tasks))
 
 
 def json_bytes(value: object) -> bytes:

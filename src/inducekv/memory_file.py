@@ -19,6 +19,7 @@ from torch import Tensor
 
 from inducekv.atomic import write_atomically, write_parts_atomically
 from inducekv.bytes import parse_bytes
+from inducekv.config import LARGEST_MASS
 from inducekv.entries import Entries, raw
 from inducekv.error_text import value
 from inducekv.fingerprint import FingerprintError as FingerprintError
@@ -64,6 +65,8 @@ NEWER = 10
 """Changes by a writer that reading goes along with before it gives up."""
 LARGEST_THRESHOLD = 1e30
 LARGEST_BUDGET = 2**62
+HAS_MASS = 4
+"""The version from which on the calibration has a mass."""
 LEAST_TAU, LARGEST_TAU = 1e-6, 1e6
 """Temperatures that a file may say (CHOICE): beyond them the weights of entries are no numbers any more."""
 
@@ -168,8 +171,9 @@ def _write_state(
         if before.tasks <= set(memory.tasks) and before.training_state.sha256 is not None:
             return before.training_state
         given = TrainingState.read(before.training_state)
-    kept = TrainingState([anchor for anchor in given.anchors if anchor.task in memory.tasks])
-    if not kept.anchors:
+    ids = {entry.id for entry in memory.entries} if given.behind else set[str]()
+    kept = given.of_entries(ids, memory.tasks)
+    if not kept.anchors and not kept.behind:
         return None
     data = kept.to_bytes()
     digest = hashlib.sha256(data).hexdigest()
@@ -249,22 +253,23 @@ def _parts(memory: "KVMemory", header: bytes, order: list[str]) -> Iterator[byte
 
 
 def _numbers_of(calibration: Calibration) -> Float[Tensor, " numbers"]:
-    """The calibration as it lies in the file, float32: phi_tau, then phi_lambda of each layer."""
-    return torch.cat([calibration.phi_tau.reshape(1), calibration.phi_lambda]).float()
+    """The calibration as it lies in the file, float32: phi_tau, mass, then phi_lambda of each layer."""
+    return torch.cat([calibration.phi_tau.reshape(1), calibration.mass.reshape(1), calibration.phi_lambda]).float()
 
 
-def _calibration_of(numbers: Tensor, layers: int) -> Calibration:
+def _calibration_of(numbers: Tensor, layers: int, version: int = VERSION) -> Calibration:
     """The inverse of `_numbers_of`; an infinite phi_lambda says that values enter as they were stored (lambda = 1)."""
-    if tuple(numbers.shape) != (1 + layers,) or numbers.dtype != torch.float32:
-        raise MemoryFileError(f"the calibration must be {1 + layers} float32 numbers, got {list(numbers.shape)}")
-    calibration = Calibration(numbers[0].clone(), numbers[1:].clone())
+    before = 2 if version >= HAS_MASS else 1
+    if tuple(numbers.shape) != (before + layers,) or numbers.dtype != torch.float32:
+        raise MemoryFileError(f"the calibration must be {before + layers} float32 numbers, got {list(numbers.shape)}")
+    mass = numbers[1].clone() if version >= HAS_MASS else torch.zeros(())
+    calibration = Calibration(numbers[0].clone(), numbers[before:].clone(), mass)
     scales = calibration.phi_lambda
-    if not LEAST_TAU <= float(calibration.tau) <= LARGEST_TAU or not bool(
-        (scales.isfinite() | (scales == math.inf)).all()
-    ):
+    known = bool((scales.isfinite() | (scales == math.inf)).all()) and abs(float(mass)) <= LARGEST_MASS
+    if not LEAST_TAU <= float(calibration.tau) <= LARGEST_TAU or not known:
         raise MemoryFileError(
-            f"the calibration must be finite, with a temperature from {LEAST_TAU:g} to {LARGEST_TAU:g}; got "
-            f"{value(numbers.tolist())}"
+            f"the calibration must be finite, with a temperature from {LEAST_TAU:g} to {LARGEST_TAU:g} and a mass of "
+            f"at most {LARGEST_MASS:g}; got {value(numbers.tolist())}"
         )
     return calibration
 
@@ -331,11 +336,13 @@ def _build(kind: type["KVMemory"], index: dict[str, Any], file: TensorFile, lazy
         raise MemoryFileError(
             f"the table of entries must be int32 [{count}, 4], got {numbers.dtype} {list(numbers.shape)}"
         )
-    calibration = _calibration_of(phi, len(layout.layers))
+    calibration = _calibration_of(phi, len(layout.layers), index["version"])
     tokens = int(numbers[:, 0].sum(dtype=torch.int64))
     expected = blocks_of(layout, memory.payload_dtype, count, tokens, file.blocks["text"].shape[0])
     for name in sorted(expected.keys() | file.blocks.keys()):
         wanted, found = expected[name], file.blocks[name]
+        if name == "calibration":
+            continue  # checked above, by the file's version
         if (wanted.dtype, wanted.shape) != (found.dtype, found.shape):
             raise ValueError(
                 f"{name} of {count} entries with {tokens} tokens must be {wanted.dtype} {list(wanted.shape)}, "
@@ -350,13 +357,14 @@ def _build(kind: type["KVMemory"], index: dict[str, Any], file: TensorFile, lazy
     if lazy is None:
         lazy = os.name == "posix" and sum(file.blocks[name].nbytes for name in PARTS if name in expected) > LAZY_ABOVE
     memory._hold(Entries.stored(store) if lazy else Entries.read(store))
+    nbytes = memory.nbytes - (0 if index["version"] >= HAS_MASS else phi.element_size())
     if earlier:  # whose budget did not count the index and the header
-        if memory.nbytes > budget:
-            raise MemoryFileError(f"it holds {memory.nbytes:,} bytes, its budget is {value(budget)}")
+        if nbytes > budget:
+            raise MemoryFileError(f"it holds {nbytes:,} bytes, its budget is {value(budget)}")
         memory.budget = budget
         memory.budget = max(budget, memory.file_nbytes)
-    if memory.nbytes != index["nbytes"]:
-        raise MemoryFileError(f"tasks or size do not match: {memory.nbytes} bytes instead of {index['nbytes']}")
+    if nbytes != index["nbytes"]:
+        raise MemoryFileError(f"tasks or size do not match: {nbytes} bytes instead of {index['nbytes']}")
     memory.calibration = calibration
     memory.thresholds = {name: _finite(limit) for name, limit in index["tasks"] if limit is not None}
     return memory

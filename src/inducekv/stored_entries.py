@@ -41,7 +41,7 @@ def blocks_of(
         "numbers": Block(torch.int32, (entries, 4)),
         **({"layer_lengths": Block(torch.int32, (entries, len(layout.layers)))} if layout.layer_lengths else {}),
         "text": Block(torch.uint8, (text,)),
-        "calibration": Block(torch.float32, (1 + len(layout.layers),)),
+        "calibration": Block(torch.float32, (2 + len(layout.layers),)),
     }
 
 

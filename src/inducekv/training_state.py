@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -127,7 +127,12 @@ class TrainingState:
             plain = [Example(a.question, a.answer, (), a.id if isinstance(a, Anchor) else a.identifier) for a in pool]
             chosen = sorted(balanced_order(plain, seed, "anchors")[: share + (place < extra)])
             kept += [item if isinstance(item, Anchor) else Anchor.of(item, name) for item in (pool[i] for i in chosen)]
-        return TrainingState(kept)
+        return TrainingState(kept, dict(self.behind))
+
+    def of_entries(self, ids: Collection[str], tasks: Collection[str]) -> "TrainingState":
+        """What is left of it beside a memory with these entries and tasks."""
+        anchors = [anchor for anchor in self.anchors if anchor.task in tasks]
+        return TrainingState(anchors, {name: others for name, others in self.behind.items() if name in ids})
 
     def forget(self, task: str) -> int:
         """Drops a task's anchors and says how many there were."""
@@ -148,7 +153,8 @@ class TrainingState:
             for a in self.anchors
         ]
         pictures = b"".join(data for anchor in self.anchors for data in anchor.pictures)
-        texts = json.dumps(rows, ensure_ascii=False).encode()
+        held = {"anchors": rows, "behind": {name: list(others) for name, others in sorted(self.behind.items())}}
+        texts = json.dumps(held if self.behind else rows, ensure_ascii=False).encode()
         arrays = {
             name: np.frombuffer(data, dtype=np.uint8)
             for name, data in (("pictures", pictures), ("anchors", texts), ("sha256", _digest(texts, pictures)))
@@ -210,7 +216,9 @@ class TrainingState:
                 raise ValueError(f"it holds {min(unknown)!r} too")
             if "sha256" in arrays and arrays["sha256"].tobytes() != _digest(texts, pictures):
                 raise ValueError("its checksum does not match")
-            return cls(list(_anchors(parse_json(texts), pictures)))
+            held = parse_json(texts)
+            rows, behind = (held["anchors"], held["behind"]) if isinstance(held, dict) else (held, {})
+            return cls(list(_anchors(rows, pictures)), _behind(behind))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 message(
@@ -222,6 +230,13 @@ class TrainingState:
 
 def _digest(texts: bytes, pictures: bytes) -> bytes:
     return hashlib.sha256(hashlib.sha256(texts).digest() + hashlib.sha256(pictures).digest()).digest()
+
+
+def _behind(held: Any) -> dict[str, tuple[str, ...]]:
+    lists = isinstance(held, dict) and len(held) <= MAX_ANCHORS and all(isinstance(x, list) for x in held.values())
+    if not lists or not all(isinstance(name, str) for others in held.values() for name in others):
+        raise ValueError("what entries were encoded behind must be lists of ids by the entry's id")
+    return {name: tuple(others) for name, others in held.items()}
 
 
 def _anchors(rows: Any, pictures: bytes) -> Iterable[Anchor]:
