@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 def streams_and_methods(as_json: JsonOption = False) -> None:
     """What can be run: streams and methods."""
-    from inducekv.continual.methods import METHODS
+    from inducekv.continual.catalogue import CATALOGUE
     from inducekv.continual.streams import STREAMS
 
     if as_json:
@@ -43,7 +43,7 @@ def streams_and_methods(as_json: JsonOption = False) -> None:
                         "reference": kind.reference,
                         "only_named": kind.only_named,
                     }
-                    for name, kind in METHODS.items()
+                    for name, kind in CATALOGUE.items()
                 },
             }
         )
@@ -54,7 +54,7 @@ def streams_and_methods(as_json: JsonOption = False) -> None:
     out().print(table, "")
     for reference, heading in ((True, "reference rows"), (False, "methods")):
         table = Table(heading, "", box=None, header_style="bold")
-        for name, method in METHODS.items():
+        for name, method in CATALOGUE.items():
             if method.reference is reference:
                 table.add_row(name, method.summary + (" (not in `all`)" if method.only_named else ""))
         out().print(table, "")

@@ -185,7 +185,7 @@ def inspect(
     """Show what a memory holds: tasks, entries, bytes by kind, calibration, fingerprint. Needs no model."""
     from inducekv import KVMemory
     from inducekv.bytes import format_bytes
-    from inducekv.tuning.space import spans
+    from inducekv.layout import spans
 
     stored = KVMemory.from_pretrained(memory)
     counts: dict[str, int] = {}
