@@ -73,7 +73,7 @@ class InduceKVConfig:
         visibility: what layers with a sliding window read: `"all"` of the memory, or what lies within their `"window"`.
         abstain: retrieve nothing for a question unlike anything learned.
         selector: who decides which candidates stay.
-        candidates: new candidates encoded for a task, at most.
+        candidates: new candidates encoded for a task, at most; `None`: all of its examples.
         anchors: examples kept from earlier tasks in the training state, at most.
         beta, gamma, epsilon: weight of each earlier task's anchors, of the coverage term, its ridge (J(w), Omega(w)).
         calibration_prior: how strongly the calibration phi is pulled to where it starts; 0: not at all (the paper's).
@@ -109,7 +109,7 @@ class InduceKVConfig:
     visibility: Visibility = "all"
     abstain: bool = True
     selector: Selector = "bilevel"
-    candidates: int = 256
+    candidates: int | None = None
     anchors: int = 128
     beta: float = 1.0
     gamma: float = 0.01
@@ -153,7 +153,6 @@ class InduceKVConfig:
         for name, least in (
             ("payload_tokens", 1 if self.payload in ("mean_pool", "shift_kv") else 0),
             ("neighbours", 0),
-            ("candidates", 1),
             ("anchors", 0),
             ("projection_dim", 1),
             ("inner_steps", 0),
@@ -163,9 +162,9 @@ class InduceKVConfig:
             ("seed", 0),
         ):
             _whole_number(name, getattr(self, name), least)
-        for name in ("key_layer", "top_k"):
+        for name, least in (("key_layer", -1), ("top_k", 1), ("candidates", 1)):
             if getattr(self, name) is not None:
-                _whole_number(name, getattr(self, name), 1 if name == "top_k" else -1)
+                _whole_number(name, getattr(self, name), least)
         for name, positive in (
             ("beta", False),
             ("gamma", False),

@@ -68,7 +68,8 @@ def learn(
         ),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Most new examples to consider.", rich_help_panel=_CONFIG_PANEL)
+        int | None,
+        typer.Option(help="Most new examples to consider; by default all.", rich_help_panel=_CONFIG_PANEL),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="Entries retrieved for a question.", rich_help_panel=_CONFIG_PANEL)
@@ -125,8 +126,8 @@ def learn(
         f"learned {name}: kept {len(report.chosen)} of {report.candidates} candidates; "
         f"{format_bytes(induced.memory.nbytes)} of {format_bytes(induced.memory.budget)} used -> {memory}"
     )
-    for warning in report.warnings:
-        out().print(f"note: {warning}")
+    for note in report.notes:
+        out().print(f"note: {printable(note)}")
 
 
 def ask(
