@@ -112,6 +112,8 @@ def _show(report: TuneReport, out_file: Path | None, quiet: bool) -> None:
     console.print(f"chosen: {chosen.point.label}: {chosen.entries} entries, {chosen.accuracy:.1f} %", style="bold")
     if before is not None and before.point != chosen.point:
         console.print(f"start: {before.point.label}: {before.entries} entries, {before.accuracy:.1f} %")
+    for note in report.notes:
+        console.print(f"note: {note}")
     if out_file is not None:
         console.print(f"learn with it: inducekv learn DATA --memory MEMORY --config {out_file}")
     else:

@@ -11,7 +11,7 @@ SHARE = 1024
 """Entries that are ordered together, at most. CHOICE: what an order costs grows with their square, for this many a
 fraction of a second with keys of a few hundred dimensions."""
 
-Order = Callable[[Float[Tensor, "entries key_dim"]], Sequence[int]]
+Order = Callable[[Float[Tensor, "entries key_dim"]], Sequence[int] | Tensor]
 
 
 def in_shares(keys: Float[Tensor, "entries key_dim"], order: Order, size: int = SHARE) -> list[int]:
