@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, helpful, out, print_json, require_extra
+from inducekv.cli.waiting import loading_libraries, waiting_for
 
 if TYPE_CHECKING:
     from inducekv import Backbone
@@ -27,7 +28,10 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
-def streams_and_methods(as_json: JsonOption = False) -> None:
+def streams_and_methods(
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Names alone.")] = False,
+) -> None:
     """What can be run: streams and methods."""
     from inducekv.continual.catalogue import CATALOGUE
     from inducekv.continual.streams import STREAMS
@@ -47,6 +51,9 @@ def streams_and_methods(as_json: JsonOption = False) -> None:
                 },
             }
         )
+        return
+    if quiet:
+        out().print("\n".join((*STREAMS, *CATALOGUE)))
         return
     table = Table("stream", "", "data", box=None, header_style="bold")
     for name, kind in STREAMS.items():
@@ -86,12 +93,14 @@ def run(
         int | None,
         typer.Option(min=1, help="Questions answered in one forward pass; by default 128 for a small model, else 32."),
     ] = None,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run methods over streams and write one JSON file for each method, budget and seed.
 
     Run it again after an interruption: finished runs are skipped, the unfinished one goes on at the task it was at.
     """
+    loading_libraries(quiet)
     from inducekv.bytes import parse_bytes
     from inducekv.continual.bench import Bench, passes
     from inducekv.continual.jobs import run_in_processes
@@ -113,7 +122,7 @@ def run(
                 f"--jobs {jobs} within {Ranks.started()} processes that were started together: choose one, --jobs to "
                 "run methods side by side, or accelerate launch to share out each method's work"
             )
-        first = not quiet
+        first = True
         written, left_out = run_in_processes(
             results,
             todo,
@@ -121,12 +130,12 @@ def run(
             settings,
             root=root,
             batch_size=batch_size,
-            say=_say(first),
+            say=_say(not (quiet or as_json)),
             progress=console_progress(quiet),
         )
     else:
         ranks = Ranks.of_environment()
-        first = ranks.first and not quiet
+        first = ranks.first
         started = Bench(
             results,
             lambda: _backbone(model, ranks.device),
@@ -134,14 +143,16 @@ def run(
             root=root,
             ranks=ranks,
             batch_size=batch_size,
-            say=_say(first),
-            progress=console_progress(not first),
+            say=_say(first and not (quiet or as_json)),
+            progress=console_progress(quiet or not first),
         )
         written, left_out = [path for one in todo for path in started.run(one)], started.left_out
     if not written:
         why = "; ".join(left_out)
         raise ValueError(f"there are no results: {why}; raise --budget, or choose other methods")
-    if first:
+    if first and as_json:
+        print_json({"results": str(results), "written": list(map(str, written)), "left_out": left_out})
+    elif first and not quiet:
         out().print(f"{len(written)} results in {results}; show them with: inducekv bench report {results}")
 
 
@@ -155,6 +166,7 @@ def report(
     """Turn results into one HTML page, the same as Markdown, and their tables as CSV."""
     for module in ("matplotlib", "pandas"):
         require_extra(module)
+    loading_libraries(quiet)
     from inducekv.continual.report.bench import write_bench_report
     from inducekv.continual.report.tables import leaderboard
     from inducekv.continual.results import read_results
@@ -173,6 +185,7 @@ def check(
     stream: Annotated[str, typer.Argument(help="Name of a stream; see `inducekv bench list`.")],
     root: RootOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Say what is missing or malformed in a download of a stream's data; exit code 1 if anything is."""
     from inducekv.continual.streams import STREAMS, check_stream
@@ -181,6 +194,7 @@ def check(
         raise ValueError(f"no stream {stream!r}; known: {', '.join(STREAMS)}")
     if root is None and STREAMS[stream].needs_root:
         raise ValueError(f"{stream} is read from a download: give its folder with --root")
+    waiting_for(f"reading {root or stream}", quiet)
     problems = check_stream(stream, root or Path())
     if as_json:
         print_json({"stream": stream, "root": str(root), "problems": problems})

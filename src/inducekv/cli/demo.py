@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, SeedOption, helpful, out, print_json, require_extra
+from inducekv.cli.waiting import loading_libraries
 
 if TYPE_CHECKING:
     from inducekv.continual.runner import MethodResult
@@ -31,6 +32,7 @@ def demo(
     """Teach the model that ships with the package a stream of tasks it never saw, and compare; about three minutes."""
     for module in ("peft", "matplotlib", "sklearn"):
         require_extra(module)
+    loading_libraries(quiet)
     from inducekv import Backbone
     from inducekv.bytes import format_bytes, parse_bytes
     from inducekv.continual.demo import methods_of_demo, stream_of_demo

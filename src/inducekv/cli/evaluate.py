@@ -20,6 +20,7 @@ from inducekv.cli.common import (
     out,
     print_json,
 )
+from inducekv.cli.waiting import loading_libraries, waiting_for
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +37,7 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Accuracy (exact match) with the memory, beside the plain model and the nearest entry's answer copied."""
+    loading_libraries(quiet)
     import torch
 
     from inducekv import KVMemory, read_examples
@@ -50,7 +52,9 @@ def evaluate(
         drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:limit]
         examples = [examples[index] for index in sorted(drawn.tolist())]
     stored = KVMemory.from_pretrained(memory)
-    induced = load_model(model_of(stored, model), memory)
+    name = model_of(stored, model)
+    waiting_for(f"loading {name}", quiet)
+    induced = load_model(name, memory)
     progress = console_progress(quiet)
     methods = (InduceKV(induced), ZeroShot(induced.backbone), NearestNeighbour(induced))
     expected = [example.answer or "" for example in examples]

@@ -24,6 +24,7 @@ from inducekv.cli.common import (
     print_json,
     printable,
 )
+from inducekv.cli.waiting import loading_libraries, waiting_for
 
 _CONFIG_PANEL = "How to learn (all knobs: --config)"
 
@@ -79,6 +80,7 @@ def learn(
     quiet: QuietOption = False,
 ) -> None:
     """Learn a task from examples; an existing memory is extended."""
+    loading_libraries(quiet)
     from inducekv import InduceKVConfig, KVMemory, read_examples
     from inducekv.bytes import format_bytes, parse_bytes
     from inducekv.config import FAST
@@ -114,6 +116,7 @@ def learn(
             InduceKVConfig.from_dict(changes)  # a mistake in them is told before a model loads
         else:
             config_of(stored, changes)
+        waiting_for(f"loading {source}", quiet)
         induced = load_model(source, None if stored is None else memory, changes)
         induced.memory.metadata["model"] = _portable(source)
         report = induced.learn(examples, task=name, progress=progress)
@@ -140,6 +143,7 @@ def ask(
     quiet: QuietOption = False,
 ) -> None:
     """Answer a question, and name the entries the answer was read from."""
+    loading_libraries(quiet)
     import torch
 
     from inducekv import KVMemory
@@ -149,7 +153,10 @@ def ask(
         check_image(path)
     torch.manual_seed(seed)
     stored = KVMemory.from_pretrained(memory)
-    induced = load_model(model_of(stored, model), memory)
+    name = model_of(stored, model)
+    waiting_for(f"loading {name}", quiet)
+    induced = load_model(name, memory)
+    waiting_for("answering", quiet)
     answer = induced.answer(image or [], question)
     if as_json:
         print_json({"answer": answer.text, "sources": [asdict(source) for source in answer.sources]})
@@ -179,11 +186,11 @@ def ask(
 
 def inspect(
     memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
-    seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Show what a memory holds: tasks, entries, bytes by kind, calibration, fingerprint. Needs no model."""
+    loading_libraries(quiet, "torch")
     from inducekv import KVMemory
     from inducekv.bytes import format_bytes
     from inducekv.layout import spans
@@ -236,11 +243,11 @@ def inspect(
 def forget(
     memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
     task: Annotated[str, typer.Option(help="Name of the task to forget.")],
-    seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Take a task out of a memory, and its raw examples out of the training state; nothing of it stays in the files."""
+    loading_libraries(quiet, "torch")
     from inducekv import KVMemory
     from inducekv.memory_file import lock
     from inducekv.training_state import TrainingState
