@@ -35,8 +35,11 @@ def test_the_command_lines_of_the_readme_run_as_printed(tmp_path: Path, monkeypa
     (asked,) = [e for e in read_examples(picture.parent, split="test") if e.images == (picture.resolve(),)]
     assert told["ask"]["answer"] == asked.answer and told["ask"]["sources"]
     assert told["inspect"]["entries"] == told["forget"]["dropped"] == len(told["learn"]["chosen"]) > 0
+    (comment,) = re.findall(r"^inducekv eval .*#(.*)", README, re.MULTILINE)
     accuracy = told["eval"]["accuracy"]
-    assert accuracy["inducekv"] >= 85 > 15 > accuracy["zero_shot"], "it works well on what a newcomer tries first"
+    found = [accuracy[name] for name in ("inducekv", "zero_shot", "nearest_neighbour")]
+    assert found == pytest.approx([float(percent) for percent in re.findall(r"(\d+) %", comment)], abs=4)
+    assert found[0] > 85 > 15 > max(found[1:]), "it works well on what a newcomer tries first"
 
 
 def test_every_option_that_the_readme_names_exists() -> None:
