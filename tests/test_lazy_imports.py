@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import inducekv
-from inducekv import compression
+from inducekv import compression, tuning
 from inducekv.continual.catalogue import CATALOGUE
 from inducekv.continual.methods import METHODS
 
@@ -51,7 +51,7 @@ def test_a_memory_is_read_and_rewritten_without_transformers(name: str, tmp_path
     assert loaded_by(command(name, tmp_path / "memory", *more)) <= {"torch"}
 
 
-@pytest.mark.parametrize("module", [inducekv, compression], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [inducekv, compression, tuning], ids=lambda module: module.__name__)
 def test_every_public_name_is_found_where_it_is_said_to_be(module: object) -> None:
     for name in module.__all__:  # type: ignore[attr-defined]
         assert getattr(module, name) is not None

@@ -13,7 +13,7 @@ import typer
 
 from commands import refused, run
 from inducekv.cli import app
-from inducekv.cli.waiting import loading_libraries, waiting_for
+from inducekv.cli.waiting import loading, waiting_for, waits
 
 GOLDEN = Path(__file__).parent / "golden" / "memory"
 
@@ -56,19 +56,36 @@ def test_a_command_says_what_it_waits_for_and_quiet_says_nothing() -> None:
 def test_what_is_loaded_is_not_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     import torch  # noqa: F401
 
-    loading_libraries(False, "torch")
+    waits("torch")(lambda quiet: None)(quiet=False)
     assert capsys.readouterr().err == ""
-    loading_libraries(False, "torch", "no_such_library")
+    waits("torch", "no_such_library")(lambda quiet: None)(quiet=False)
     assert capsys.readouterr().err == "loading no_such_library ...\n"
 
 
-def test_only_the_first_of_several_processes_speaks_and_nothing_steers_the_terminal(
+def test_who_is_quiet_and_which_process_speaks(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waiting_for("loading [b]a\x1b[2J", quiet=False)
+    @waits()
+    def command(quiet: bool) -> None:
+        waiting_for("loading [b]a\x1b[2J")
+
+    command(quiet=False)
     assert capsys.readouterr().err == "loading [b]a�[2J ...\n"
+    command(quiet=True)
+    loading("no_such_library")  # the library itself says nothing outside of a command
     monkeypatch.setenv("RANK", "1")
-    waiting_for("loading a", quiet=False)
+    command(quiet=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_failed_command_leaves_nothing_behind(capsys: pytest.CaptureFixture[str]) -> None:
+    @waits()
+    def command(quiet: bool) -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        command(quiet=False)
+    waiting_for("loading a")
     assert capsys.readouterr().err == ""
 
 

@@ -77,14 +77,3 @@ class Layout:
 def json_bytes(value: object) -> bytes:
     """A value as the shortest JSON, UTF-8: how texts lie in the file."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def spans(layers: tuple[int, ...]) -> str:
-    """Layers in few letters: `0-4`, `1-2,4`."""
-    runs: list[list[int]] = []
-    for layer in layers:
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, helpful, out, print_json, require_extra
-from inducekv.cli.waiting import loading_libraries, waiting_for
+from inducekv.cli.waiting import waiting_for, waits
 
 if TYPE_CHECKING:
     from inducekv import Backbone
@@ -67,6 +67,7 @@ def streams_and_methods(
         out().print(table, "")
 
 
+@waits("torch", "transformers")
 def run(
     streams: Annotated[
         list[str],
@@ -100,7 +101,6 @@ def run(
 
     Run it again after an interruption: finished runs are skipped, the unfinished one goes on at the task it was at.
     """
-    loading_libraries(quiet)
     from inducekv.bytes import parse_bytes
     from inducekv.continual.bench import Bench, passes
     from inducekv.continual.jobs import run_in_processes
@@ -156,6 +156,7 @@ def run(
         out().print(f"{len(written)} results in {results}; show them with: inducekv bench report {results}")
 
 
+@waits("torch", "transformers")
 def report(
     results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("benchmarks/results"),
     output: Annotated[Path | None, typer.Option(help="Folder for the report; default: RESULTS/report.")] = None,
@@ -166,7 +167,6 @@ def report(
     """Turn results into one HTML page, the same as Markdown, and their tables as CSV."""
     for module in ("matplotlib", "pandas"):
         require_extra(module)
-    loading_libraries(quiet)
     from inducekv.continual.report.bench import write_bench_report
     from inducekv.continual.report.tables import leaderboard
     from inducekv.continual.results import read_results
@@ -181,6 +181,7 @@ def report(
     out().print(f"{len(found)} results; report: {page}")
 
 
+@waits()
 def check(
     stream: Annotated[str, typer.Argument(help="Name of a stream; see `inducekv bench list`.")],
     root: RootOption = None,
@@ -194,7 +195,7 @@ def check(
         raise ValueError(f"no stream {stream!r}; known: {', '.join(STREAMS)}")
     if root is None and STREAMS[stream].needs_root:
         raise ValueError(f"{stream} is read from a download: give its folder with --root")
-    waiting_for(f"reading {root or stream}", quiet)
+    waiting_for(f"reading {root or stream}")
     problems = check_stream(stream, root or Path())
     if as_json:
         print_json({"stream": stream, "root": str(root), "problems": problems})

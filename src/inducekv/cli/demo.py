@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, SeedOption, helpful, out, print_json, require_extra
-from inducekv.cli.waiting import loading_libraries
+from inducekv.cli.waiting import loading, waits
 
 if TYPE_CHECKING:
     from inducekv.continual.runner import MethodResult
@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command()(helpful(demo))
 
 
+@waits()
 def demo(
     budget: Annotated[str, typer.Option(help="Bytes that each method may keep.")] = "256KiB",
     report: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo-report"),
@@ -39,7 +40,7 @@ def demo(
         return
     for module in ("peft", "matplotlib", "sklearn"):
         require_extra(module)
-    loading_libraries(quiet)
+    loading("torch", "transformers")
     from inducekv import Backbone
     from inducekv.bytes import format_bytes, parse_bytes
     from inducekv.continual.demo import methods_of_demo, stream_of_demo

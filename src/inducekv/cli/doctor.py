@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, helpful, out, print_json
-from inducekv.cli.waiting import loading_libraries
+from inducekv.cli.waiting import waits
 
 BUDGETS = ["64KiB", "256KiB", "1MiB", "16MiB"]
 
@@ -17,6 +17,7 @@ def register(app: typer.Typer) -> None:
     app.command()(helpful(doctor))
 
 
+@waits("torch", "transformers")
 def doctor(
     model: Annotated[str, typer.Argument(help="Folder of a model, its config.json, a model name, or `embedded`.")],
     budget: Annotated[list[str] | None, typer.Option(help="Budget to count entries for; may be repeated.")] = None,
@@ -28,7 +29,6 @@ def doctor(
 
     The exit code is 1 where it cannot, and where something that it needs is not installed.
     """
-    loading_libraries(quiet)
     from inducekv.bytes import format_bytes
     from inducekv.doctor import BITS, examine
 

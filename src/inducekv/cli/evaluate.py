@@ -20,13 +20,14 @@ from inducekv.cli.common import (
     out,
     print_json,
 )
-from inducekv.cli.waiting import loading_libraries, waiting_for
+from inducekv.cli.waiting import waits
 
 
 def register(app: typer.Typer) -> None:
     app.command("eval")(helpful(evaluate))
 
 
+@waits("torch", "transformers")
 def evaluate(
     data: Annotated[Path, typer.Argument(help="JSONL, LLaVA or chat JSON file, or a folder with test.jsonl.")],
     memory: MemoryOption,
@@ -37,7 +38,6 @@ def evaluate(
     quiet: QuietOption = False,
 ) -> None:
     """Accuracy (exact match) with the memory, beside the plain model and the nearest entry's answer copied."""
-    loading_libraries(quiet)
     import torch
 
     from inducekv import KVMemory, read_examples
@@ -52,9 +52,7 @@ def evaluate(
         drawn = torch.randperm(len(examples), generator=torch.Generator().manual_seed(seed))[:limit]
         examples = [examples[index] for index in sorted(drawn.tolist())]
     stored = KVMemory.from_pretrained(memory)
-    name = model_of(stored, model)
-    waiting_for(f"loading {name}", quiet)
-    induced = load_model(name, memory)
+    induced = load_model(model_of(stored, model), memory)
     progress = console_progress(quiet)
     methods = (InduceKV(induced), ZeroShot(induced.backbone), NearestNeighbour(induced))
     expected = [example.answer or "" for example in examples]

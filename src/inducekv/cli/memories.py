@@ -24,7 +24,7 @@ from inducekv.cli.common import (
     print_json,
     printable,
 )
-from inducekv.cli.waiting import loading_libraries, waiting_for
+from inducekv.cli.waiting import waits
 
 _CONFIG_PANEL = "How to learn (all knobs: --config)"
 
@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
         app.command()(helpful(command))
 
 
+@waits("torch", "transformers")
 def learn(
     data: Annotated[Path, typer.Argument(help="JSONL, LLaVA or chat JSON file, or a folder with train.jsonl.")],
     memory: MemoryOption,
@@ -80,7 +81,6 @@ def learn(
     quiet: QuietOption = False,
 ) -> None:
     """Learn a task from examples; an existing memory is extended."""
-    loading_libraries(quiet)
     from inducekv import InduceKVConfig, KVMemory, read_examples
     from inducekv.bytes import format_bytes, parse_bytes
     from inducekv.config import FAST
@@ -116,7 +116,6 @@ def learn(
             InduceKVConfig.from_dict(changes)  # a mistake in them is told before a model loads
         else:
             config_of(stored, changes)
-        waiting_for(f"loading {source}", quiet)
         induced = load_model(source, None if stored is None else memory, changes)
         induced.memory.metadata["model"] = _portable(source)
         report = induced.learn(examples, task=name, progress=progress)
@@ -133,6 +132,7 @@ def learn(
         out().print(f"note: {printable(note)}")
 
 
+@waits("torch", "transformers")
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     memory: MemoryOption,
@@ -143,7 +143,6 @@ def ask(
     quiet: QuietOption = False,
 ) -> None:
     """Answer a question, and name the entries the answer was read from."""
-    loading_libraries(quiet)
     import torch
 
     from inducekv import KVMemory
@@ -153,10 +152,7 @@ def ask(
         check_image(path)
     torch.manual_seed(seed)
     stored = KVMemory.from_pretrained(memory)
-    name = model_of(stored, model)
-    waiting_for(f"loading {name}", quiet)
-    induced = load_model(name, memory)
-    waiting_for("answering", quiet)
+    induced = load_model(model_of(stored, model), memory)
     answer = induced.answer(image or [], question)
     if as_json:
         print_json({"answer": answer.text, "sources": [asdict(source) for source in answer.sources]})
@@ -184,16 +180,16 @@ def ask(
     out().print("mass: share of attention, mean over layers, heads and positions", style="dim")
 
 
+@waits("torch")
 def inspect(
     memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Show what a memory holds: tasks, entries, bytes by kind, calibration, fingerprint. Needs no model."""
-    loading_libraries(quiet, "torch")
     from inducekv import KVMemory
     from inducekv.bytes import format_bytes
-    from inducekv.layout import spans
+    from inducekv.tuning.space import spans
 
     stored = KVMemory.from_pretrained(memory)
     counts: dict[str, int] = {}
@@ -240,6 +236,7 @@ def inspect(
     console.print("fingerprint: " + json.dumps(stored.fingerprint, sort_keys=True), style="dim")
 
 
+@waits("torch")
 def forget(
     memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
     task: Annotated[str, typer.Option(help="Name of the task to forget.")],
@@ -247,7 +244,6 @@ def forget(
     quiet: QuietOption = False,
 ) -> None:
     """Take a task out of a memory, and its raw examples out of the training state; nothing of it stays in the files."""
-    loading_libraries(quiet, "torch")
     from inducekv import KVMemory
     from inducekv.memory_file import lock
     from inducekv.training_state import TrainingState

@@ -20,7 +20,7 @@ from inducekv.cli.common import (
     print_json,
     require_extra,
 )
-from inducekv.cli.waiting import loading_libraries, waiting_for
+from inducekv.cli.waiting import waits
 
 if TYPE_CHECKING:
     from inducekv.tuning import TuneReport
@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command()(helpful(tune))
 
 
+@waits("torch", "transformers")
 def tune(
     source: Annotated[
         Path,
@@ -61,14 +62,12 @@ def tune(
     }
     if plot is not None:
         require_extra("matplotlib")
-        loading_libraries(quiet)
         from inducekv.tuning.frontier import checked_form
 
         checked_form(plot)
     for file in (out_file, plot):
         if file is not None and not file.resolve().parent.is_dir():
             raise ValueError(f"{file}: there is no folder {file.resolve().parent}")
-    loading_libraries(quiet)
     from inducekv import InduceKVConfig
     from inducekv.progress import console_progress
     from inducekv.tuning import source_of
@@ -78,9 +77,7 @@ def tune(
     given = source_of(source)
     known = {} if given.config is None else given.config.to_dict()
     fields = InduceKVConfig.from_dict({**known, **changes})  # mistakes are told before the model loads
-    name = model or given.model or "embedded"
-    waiting_for(f"loading {name}", quiet)
-    backbone = load_model(name, None).backbone
+    backbone = load_model(model or given.model or "embedded", None).backbone
     start = backbone.config(changes) if given.config is None else fields
     limits = {name: value for name, value in (("points", points), ("questions", questions)) if value is not None}
     report = tuned(backbone, given.tasks, start, tasks_in_all=tasks, progress=console_progress(quiet), **limits)

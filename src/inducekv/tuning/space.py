@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from inducekv.config import InduceKVConfig, KeyDtype, PayloadDtype
-from inducekv.layout import spans as spans
 
 LADDERS: dict[str, tuple[int, ...]] = {
     "keep_answer": (0, 1, 2, 4),
@@ -47,6 +46,17 @@ class Point:
         """For tables: `keep_answer 0, int4, keys int8, layers 0-4`."""
         layers = spans(self.payload_layers)
         return f"{self.payload} {self.payload_tokens}, {self.payload_dtype}, keys {self.key_dtype}, layers {layers}"
+
+
+def spans(layers: tuple[int, ...]) -> str:
+    """Layers in few letters: `0-4`, `1-2,4`."""
+    runs: list[list[int]] = []
+    for layer in layers:
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def start_of(config: InduceKVConfig, layers: tuple[int, ...]) -> Point:
