@@ -195,7 +195,8 @@ def check(
         raise ValueError(f"no stream {stream!r}; known: {', '.join(STREAMS)}")
     if root is None and STREAMS[stream].needs_root:
         raise ValueError(f"{stream} is read from a download: give its folder with --root")
-    waiting_for(f"reading {root or stream}")
+    if not quiet:
+        waiting_for(f"reading {root or stream}")
     problems = check_stream(stream, root or Path())
     if as_json:
         print_json({"stream": stream, "root": str(root), "problems": problems})
