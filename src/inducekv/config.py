@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inducekv.bytes import parse_bytes
 from inducekv.json_object import read_json_object
-from inducekv.key_space import KeySpaceName
 
 if TYPE_CHECKING:
     from inducekv.compression import Compression
@@ -18,6 +17,7 @@ PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3",
 KeyDtype = Literal["float16", "int8", "int4"]
 KeyPool = Literal["last_and_text", "question", "last", "mean"]
 DEFAULT_KEY_POOL: KeyPool = "last_and_text"
+KeySpaceName = Literal["raw", "centred", "whitened"]
 Retrieval = Literal["in_flight", "two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
 Visibility = Literal["all", "window"]
