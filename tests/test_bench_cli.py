@@ -45,6 +45,8 @@ def test_run_covers_methods_budgets_and_seeds(tmp_path, _fakes):
     assert again.stdout.count("done before") == 8
     quiet = run(*arguments, "--results", tmp_path, "--quiet")
     assert (quiet.exit_code, quiet.stdout) == (0, "")
+    told = run_json(*arguments, "--results", tmp_path)
+    assert told["results"] == str(tmp_path) and len(told["written"]) == 12 and not told["left_out"]
 
 
 def test_all_methods_are_those_that_need_not_be_named(tmp_path, _fakes):

@@ -1,6 +1,8 @@
 """What `inducekv doctor` says of a configuration, without weights and without a network."""
 
 import json
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ from typer.testing import CliRunner
 
 import tiny_families
 from inducekv.cli import app
-from inducekv.doctor import TEXT_NBYTES, diagnose, examine
+from inducekv.doctor import TEXT_NBYTES, _missing, diagnose, examine
+from inducekv.families import FAMILIES
 from inducekv.layout import Layout
 
 
@@ -79,3 +82,40 @@ def test_files_that_are_no_configuration_are_named(text: str, tmp_path: Path) ->
     (tmp_path / "config.json").write_text(text)
     said = CliRunner().invoke(app, ["doctor", str(tmp_path)])
     assert said.exit_code == 2 and "config.json: " in said.output and " JSON" in said.output
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "no/such/folder", "./absent", "../absent", "~/absent", "a b"])
+def test_what_is_neither_there_nor_a_name_is_said_to_be_so(name: str) -> None:
+    said = CliRunner().invoke(app, ["doctor", name])
+    assert said.exit_code == 2 and said.stdout == ""
+    assert f"{name}: no such folder or file" in said.stderr and "owner/name" in said.stderr
+
+
+def test_a_folder_without_a_configuration_is_no_model(tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["doctor", str(tmp_path)])
+    assert said.exit_code == 2 and "no config.json" in said.stderr
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_what_must_be_installed_is_a_fault(installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inducekv.doctor.find_spec", lambda name: object() if installed else None)
+    needs = [family for family, row in FAMILIES.items() if row.processor_needs is not None]
+    assert needs
+    for family in needs:
+        missing = () if installed else (FAMILIES[family].processor_needs,)
+        found = replace(examine("embedded"), missing=_missing(family))
+        assert (found.supported, found.ready, found.missing) == (True, installed, missing)
+    tiny_families.model("qwen2_vl").model.config.to_json_file(tmp_path / "config.json")
+    said = CliRunner().invoke(app, ["doctor", str(tmp_path)])
+    fields = json.loads(CliRunner().invoke(app, ["doctor", str(tmp_path), "--json"]).stdout)
+    assert said.exit_code == (0 if installed else 1) and fields["ready"] is installed
+    assert ("cannot be loaded without torchvision" in said.stdout) is not installed
+    assert ('pip install "inducekv[processors]"' in said.stdout) is not installed
+    short = CliRunner().invoke(app, ["doctor", str(tmp_path), "--quiet"]).stdout
+    assert said.stdout.startswith(short) and len(short.splitlines()) == (1 if installed else 2)
+
+
+def test_an_extra_brings_every_package_that_a_processor_needs() -> None:
+    extras = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    brought = {requirement.split(">=")[0] for requirement in extras["optional-dependencies"]["processors"]}
+    assert {row.processor_needs for row in FAMILIES.values()} - {None} == brought

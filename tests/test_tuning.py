@@ -17,6 +17,7 @@ from inducekv.continual.graders import accuracy
 from inducekv.memory import BudgetError
 from inducekv.memory_config import empty_memory, note_config
 from inducekv.tuning import Measured, Point, TooFewExamples, fields_of, frontier_of, source_of, tune
+from inducekv.tuning.choice import CERTAINTY, choose, gain_over
 from inducekv.tuning.frontier import picture
 from inducekv.tuning.measure import Bench
 from inducekv.tuning.space import KEY_DTYPES, LADDERS, PAYLOAD_DTYPES, grid, neighbours, spans, start_of
@@ -184,11 +185,11 @@ def test_a_memory_learned_as_tuned_stays_within_the_budget(llava: tiny.Backbone,
         assert model.memory.file_nbytes <= budget
 
 
-def test_tuning_is_deterministic_and_chooses_the_best_of_what_it_measured(llava: tiny.Backbone) -> None:
+def test_tuning_is_deterministic_and_chooses_among_what_it_measured(llava: tiny.Backbone) -> None:
     first, again = (tune(llava, TASKS, config(), **SMALL) for _ in range(2))
     assert first.config == again.config
     assert [found.to_dict() for found in first.measured] == [found.to_dict() for found in again.measured]
-    assert first.chosen.worth == max(found.worth for found in first.measured)
+    assert first.chosen in first.measured and (first.chosen, first.notes) == choose(first.measured, first.start)
     assert first.start is not None and first.start.point == start_of(config(), LAYERS)
     assert replace(first.start.point, payload_dtype="float16") in {found.point for found in first.measured}
     assert first.looked_at <= SMALL["points"] and first.questions == 6 and first.learned == 18
@@ -215,6 +216,63 @@ def test_the_frontier_is_drawn(llava: tiny.Backbone, tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes().startswith(start)
     with pytest.raises(ValueError, match=r"must end in .png or .svg, got 'a.gif'"):
         picture(report, "a.gif")
+
+
+# -- which point is taken
+
+
+def measured_as(point: Point, correct: list[bool], size: float = 100.0, nll: float = 0.7) -> Measured:
+    return Measured(point, 3, 300, size, (nll,) * len(correct), tuple(correct))
+
+
+def tied_points(count: int, first: int) -> tuple[Measured, Measured]:
+    """A start, and a point that answers `first` questions more of `count`."""
+    start = start_of(config(), LAYERS)
+    other = measured_as(
+        replace(start, payload_dtype="int8"), [i % 2 == 0 or i // 2 < first for i in range(count)], 300.0
+    )
+    return measured_as(start, [i % 2 == 0 for i in range(count)]), other
+
+
+def test_one_answer_more_of_ten_is_no_reason_to_leave_the_start() -> None:
+    start, other = tied_points(10, 1)
+    assert other.worth > start.worth
+    chosen, notes = choose([start, other], start)
+    assert chosen is start
+    assert any("10 questions are too few" in note for note in notes) and any(
+        "the start stays" in note for note in notes
+    )
+
+
+def test_what_many_questions_show_is_taken() -> None:
+    start, other = tied_points(120, 30)
+    assert choose([start, other], start) == (other, [])
+
+
+def test_of_points_as_good_as_the_best_the_smallest_entries_are_taken() -> None:
+    start, best = tied_points(120, 30)
+    smaller = replace(best, point=replace(best.point, payload_dtype="int2"), entry_nbytes=50.0)
+    smaller = replace(smaller, correct=tuple(right and i != 1 for i, right in enumerate(best.correct or ())))
+    assert smaller.worth < best.worth
+    assert choose([start, best, smaller], start)[0] is smaller
+    assert choose([best, smaller], None)[0] is smaller, "where the start holds nothing, too"
+
+
+answers = st.integers(1, 60).flatmap(
+    lambda count: st.lists(st.lists(st.booleans(), min_size=count, max_size=count), min_size=2, max_size=6)
+)
+
+
+@given(answers)
+def test_whatever_is_chosen_is_the_start_or_surely_better(given_answers: list[list[bool]]) -> None:
+    start = start_of(config(), LAYERS)
+    places = [start, *neighbours(start, LAYERS, METHODS)]
+    found = [measured_as(*pair, size=10.0 + i) for i, pair in enumerate(zip(places, given_answers, strict=False))]
+    chosen, notes = choose(found, found[0])
+    gain, error = gain_over(chosen, found[0])
+    assert chosen is found[0] or gain > CERTAINTY * error >= CERTAINTY * 0.5 / len(given_answers[0])
+    assert any("too few" in note for note in notes) == (len(given_answers[0]) < 30)
+    assert sum(chosen.worths) / len(chosen.worths) == pytest.approx(chosen.worth)
 
 
 # -- the first task decides

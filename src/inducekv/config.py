@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inducekv.bytes import parse_bytes
 from inducekv.json_object import read_json_object
-from inducekv.key_space import KeySpaceName
 
 if TYPE_CHECKING:
     from inducekv.compression import Compression
@@ -18,6 +17,7 @@ PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3",
 KeyDtype = Literal["float16", "int8", "int4"]
 KeyPool = Literal["last_and_text", "question", "last", "mean"]
 DEFAULT_KEY_POOL: KeyPool = "last_and_text"
+KeySpaceName = Literal["raw", "centred", "whitened"]
 Retrieval = Literal["in_flight", "two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
 Visibility = Literal["all", "window"]
@@ -74,7 +74,7 @@ class InduceKVConfig:
         visibility: what layers with a sliding window read: `"all"` of the memory, or what lies within their `"window"`.
         abstain: retrieve nothing for a question unlike anything learned.
         selector: who decides which candidates stay.
-        candidates: new candidates encoded for a task, at most.
+        candidates: new candidates encoded for a task, at most; `None`: all of its examples.
         anchors: examples kept from earlier tasks in the training state, at most.
         beta, gamma, epsilon: weight of each earlier task's anchors, of the coverage term, its ridge (J(w), Omega(w)).
         calibration_prior: how strongly the calibration phi is pulled to where it starts; 0: not at all (the paper's).
@@ -110,7 +110,7 @@ class InduceKVConfig:
     visibility: Visibility = "all"
     abstain: bool = True
     selector: Selector = "bilevel"
-    candidates: int = 256
+    candidates: int | None = None
     anchors: int = 128
     beta: float = 1.0
     gamma: float = 0.01
@@ -154,7 +154,6 @@ class InduceKVConfig:
         for name, least in (
             ("payload_tokens", 1 if self.payload in ("mean_pool", "shift_kv") else 0),
             ("neighbours", 0),
-            ("candidates", 1),
             ("anchors", 0),
             ("projection_dim", 1),
             ("inner_steps", 0),
@@ -164,9 +163,9 @@ class InduceKVConfig:
             ("seed", 0),
         ):
             _whole_number(name, getattr(self, name), least)
-        for name in ("key_layer", "top_k"):
+        for name, least in (("key_layer", -1), ("top_k", 1), ("candidates", 1)):
             if getattr(self, name) is not None:
-                _whole_number(name, getattr(self, name), 1 if name == "top_k" else -1)
+                _whole_number(name, getattr(self, name), least)
         for name, positive in (
             ("beta", False),
             ("gamma", False),

@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -35,7 +36,8 @@ class Diagnosis:
         sliding_layers, window: layers with a sliding window, and its positions (0 and None without).
         rope: types of rotary embedding.
         reasons: why memory cannot be attached; empty where it can.
-        notes: what works differently, or needs something.
+        notes: what works differently.
+        missing: packages that the family's processor needs and that are not installed.
     """
 
     model: str
@@ -50,10 +52,26 @@ class Diagnosis:
     rope: tuple[str, ...]
     reasons: tuple[str, ...]
     notes: tuple[str, ...]
+    missing: tuple[str, ...] = ()
 
     @property
     def supported(self) -> bool:
+        """Whether memory can be attached to such a model."""
         return not self.reasons
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is supported and can be loaded here."""
+        return self.supported and not self.missing
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What stands in the way: the reasons, and what must be installed."""
+        needed = (
+            f'its processor needs {package}, which is not installed: pip install "inducekv[processors]"'
+            for package in self.missing
+        )
+        return (*self.reasons, *needed)
 
     @property
     def layout(self) -> Layout | None:
@@ -95,7 +113,7 @@ class Diagnosis:
                 }
                 for bits in BITS
             }
-        return {**fields, "supported": self.supported, "tokens": tokens}
+        return {**fields, "supported": self.supported, "ready": self.ready, "tokens": tokens}
 
 
 def examine(model: str | Path) -> Diagnosis:
@@ -105,7 +123,8 @@ def examine(model: str | Path) -> Diagnosis:
         model: a folder with a `config.json`, such a file, `"embedded"`, or a name that the local cache or hub has.
 
     Raises:
-        ValueError: the file is no configuration.
+        ValueError: the file is no configuration, a folder has none, or there is neither folder nor file and it can be
+            no name on the Hub.
         OSError: there is no such model.
     """
     if str(model) == "embedded":
@@ -120,8 +139,21 @@ def examine(model: str | Path) -> Diagnosis:
             return _unknown(str(model), fields)
         config = CONFIG_MAPPING[kind].from_dict(fields)
     else:
+        _check_name(model)
         config = AutoConfig.from_pretrained(str(model))
     return diagnose(str(model), config)
+
+
+def _check_name(model: str | Path) -> None:
+    """Refuses what is no file and can be no name on the Hub, before anyone is asked for it."""
+    if Path(model).is_dir():
+        raise ValueError(f"{model}: the folder has no config.json, so it is no model's")
+    try:
+        validate_repo_id(str(model))
+    except HFValidationError as error:
+        raise ValueError(
+            f"{model}: no such folder or file, and a model on the Hub has a name of the form owner/name"
+        ) from error
 
 
 def diagnose(model: str, config: Any) -> Diagnosis:
@@ -143,6 +175,7 @@ def diagnose(model: str, config: Any) -> Diagnosis:
         rope=tuple(rope_types(text)),
         reasons=tuple(refusals(config)),
         notes=tuple(_notes(config, text, sliding, window)),
+        missing=_missing(config.model_type),
     )
 
 
@@ -162,6 +195,11 @@ def _sliding(text: Any) -> tuple[int, int | None]:
     return count, window if count else None
 
 
+def _missing(model_type: str) -> tuple[str, ...]:
+    needs = FAMILIES[model_type].processor_needs if model_type in FAMILIES else None
+    return (needs,) if needs is not None and find_spec(needs) is None else ()
+
+
 def _notes(config: Any, text: Any, sliding: int, window: int | None) -> list[str]:
     family, decoder = FAMILIES.get(config.model_type), DECODERS.get(text.model_type)
     notes = []
@@ -176,9 +214,6 @@ def _notes(config: Any, text: Any, sliding: int, window: int | None) -> list[str
             notes.append(f"{bare} layers have no rotary embedding: memory has no place in them, only content")
     if family is not None and family.token_types is not None:
         notes.append("as_cache refuses prompts whose token types decide what is seen; attached() takes them")
-    needs = None if family is None else family.processor_needs
-    if needs is not None and find_spec(needs) is None:
-        notes.append(f"its processor needs {needs}, which is not installed: pip install {needs}")
     if getattr(config, "auto_map", None):
         notes.append("brings its own code, which is not run: the class that transformers has for the family is used")
     if getattr(config, "quantization_config", None) is not None:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from inducekv.config import DEFAULT_KEY_POOL, KeyPool
-from inducekv.decoder import chosen_key_layer
 from inducekv.devices import at_hand, is_quantised
 from inducekv.error_text import escaped, message, value
 
@@ -25,6 +24,8 @@ class FingerprintError(ValueError):
 
 def fingerprint_of(backbone: "Backbone", key_layer: int | None, key_pool: KeyPool) -> dict[str, Any]:
     """What a memory must agree with, as JSON values: architecture, sizes, rope, embedding hash, key encoder."""
+    from inducekv.decoder import chosen_key_layer  # needs transformers, which reading a memory does not
+
     rope = dict(getattr(backbone.text_model.config, "rope_parameters", None) or {})
     return {
         "architecture": type(backbone.model).__name__,

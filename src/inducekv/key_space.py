@@ -1,13 +1,13 @@
 """The space in which retrieval keys are compared: as they are, centred, or whitened by the keys of the memory."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-KeySpaceName = Literal["raw", "centred", "whitened"]
+from inducekv.config import KeySpaceName
+
 COMPONENTS = 32
 """Principal directions of the keys that whitening shortens, at most. CHOICE: on clinc150 and banking77 with
 SmolLM2-135M, 16 to 128 differ by less than their error."""

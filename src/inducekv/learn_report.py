@@ -45,6 +45,20 @@ class LearnReport:
     history: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for a person: what was not looked at, what was given up of earlier tasks, and the warnings."""
+        notes = []
+        if self.candidates < self.examples:
+            notes.append(
+                f"{self.examples:,} examples, {self.candidates:,} considered: raise `candidates`, or leave it out to "
+                "consider all"
+            )
+        if self.dropped:
+            lost = ", ".join(f"{count:,} of {task!r}" for task, count in self.dropped.items())
+            notes.append(f"gave up earlier entries to make room: {lost}; a larger budget keeps more")
+        return [*notes, *self.warnings]
+
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return dataclasses.asdict(self)
+        """The report as JSON values, the notes among them."""
+        return dataclasses.asdict(self) | {"notes": self.notes}

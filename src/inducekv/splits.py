@@ -55,7 +55,7 @@ class Roles:
     current: list[int]
 
 
-def assign_roles(examples: Sequence[Example], candidates: int, seed: int) -> Roles:
+def assign_roles(examples: Sequence[Example], candidates: int | None, seed: int) -> Roles:
     """Gives each of a task's examples its role (specs/inducekv.md, section 3: the two levels' questions are disjoint).
 
     CHOICE: questions are taken from examples that are not candidates as far as there are any, and then from candidates,
@@ -63,11 +63,12 @@ def assign_roles(examples: Sequence[Example], candidates: int, seed: int) -> Rol
 
     Args:
         examples: all of the task's, without duplicates.
-        candidates: how many may become entries.
+        candidates: how many may become entries; None: all.
         seed: of the draw.
     """
     order = balanced_order(examples, seed, "candidates")
-    chosen, spare = order[:candidates], order[candidates:]
+    count = len(order) if candidates is None else candidates
+    chosen, spare = order[:count], order[count:]
     doubled = [chosen[i] for i in balanced_order([examples[i] for i in chosen], seed, "questions")]
     return Roles(sorted(chosen), *two_levels((spare + doubled)[:QUESTIONS]))
 

@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, helpful, out, print_json, require_extra
+from inducekv.cli.waiting import waiting_for, waits
 
 if TYPE_CHECKING:
     from inducekv import Backbone
@@ -27,9 +28,12 @@ def register(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
 
 
-def streams_and_methods(as_json: JsonOption = False) -> None:
+def streams_and_methods(
+    as_json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Names alone.")] = False,
+) -> None:
     """What can be run: streams and methods."""
-    from inducekv.continual.methods import METHODS
+    from inducekv.continual.catalogue import CATALOGUE
     from inducekv.continual.streams import STREAMS
 
     if as_json:
@@ -43,10 +47,13 @@ def streams_and_methods(as_json: JsonOption = False) -> None:
                         "reference": kind.reference,
                         "only_named": kind.only_named,
                     }
-                    for name, kind in METHODS.items()
+                    for name, kind in CATALOGUE.items()
                 },
             }
         )
+        return
+    if quiet:
+        out().print("\n".join((*STREAMS, *CATALOGUE)))
         return
     table = Table("stream", "", "data", box=None, header_style="bold")
     for name, kind in STREAMS.items():
@@ -54,12 +61,13 @@ def streams_and_methods(as_json: JsonOption = False) -> None:
     out().print(table, "")
     for reference, heading in ((True, "reference rows"), (False, "methods")):
         table = Table(heading, "", box=None, header_style="bold")
-        for name, method in METHODS.items():
+        for name, method in CATALOGUE.items():
             if method.reference is reference:
                 table.add_row(name, method.summary + (" (not in `all`)" if method.only_named else ""))
         out().print(table, "")
 
 
+@waits("torch", "transformers")
 def run(
     streams: Annotated[
         list[str],
@@ -86,6 +94,7 @@ def run(
         int | None,
         typer.Option(min=1, help="Questions answered in one forward pass; by default 128 for a small model, else 32."),
     ] = None,
+    as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run methods over streams and write one JSON file for each method, budget and seed.
@@ -113,7 +122,7 @@ def run(
                 f"--jobs {jobs} within {Ranks.started()} processes that were started together: choose one, --jobs to "
                 "run methods side by side, or accelerate launch to share out each method's work"
             )
-        first = not quiet
+        first = True
         written, left_out = run_in_processes(
             results,
             todo,
@@ -121,12 +130,12 @@ def run(
             settings,
             root=root,
             batch_size=batch_size,
-            say=_say(first),
+            say=_say(not (quiet or as_json)),
             progress=console_progress(quiet),
         )
     else:
         ranks = Ranks.of_environment()
-        first = ranks.first and not quiet
+        first = ranks.first
         started = Bench(
             results,
             lambda: _backbone(model, ranks.device),
@@ -134,17 +143,20 @@ def run(
             root=root,
             ranks=ranks,
             batch_size=batch_size,
-            say=_say(first),
-            progress=console_progress(not first),
+            say=_say(first and not (quiet or as_json)),
+            progress=console_progress(quiet or not first),
         )
         written, left_out = [path for one in todo for path in started.run(one)], started.left_out
     if not written:
         why = "; ".join(left_out)
         raise ValueError(f"there are no results: {why}; raise --budget, or choose other methods")
-    if first:
+    if first and as_json:
+        print_json({"results": str(results), "written": list(map(str, written)), "left_out": left_out})
+    elif first and not quiet:
         out().print(f"{len(written)} results in {results}; show them with: inducekv bench report {results}")
 
 
+@waits("torch", "transformers")
 def report(
     results: Annotated[Path, typer.Argument(help="Folder of results.")] = Path("benchmarks/results"),
     output: Annotated[Path | None, typer.Option(help="Folder for the report; default: RESULTS/report.")] = None,
@@ -169,10 +181,12 @@ def report(
     out().print(f"{len(found)} results; report: {page}")
 
 
+@waits()
 def check(
     stream: Annotated[str, typer.Argument(help="Name of a stream; see `inducekv bench list`.")],
     root: RootOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Say what is missing or malformed in a download of a stream's data; exit code 1 if anything is."""
     from inducekv.continual.streams import STREAMS, check_stream
@@ -181,6 +195,8 @@ def check(
         raise ValueError(f"no stream {stream!r}; known: {', '.join(STREAMS)}")
     if root is None and STREAMS[stream].needs_root:
         raise ValueError(f"{stream} is read from a download: give its folder with --root")
+    if not quiet:
+        waiting_for(f"reading {root or stream}")
     problems = check_stream(stream, root or Path())
     if as_json:
         print_json({"stream": stream, "root": str(root), "problems": problems})

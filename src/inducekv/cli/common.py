@@ -113,8 +113,10 @@ def load_model(
         ValueError: as `InducedModel.from_pretrained`; a model that cannot be had is named.
     """
     from inducekv import InducedModel
+    from inducekv.cli.waiting import waiting_for
     from inducekv.named import load_backbone
 
+    waiting_for(f"loading {model}")
     return InducedModel.from_pretrained(load_backbone(model), memory=memory, config=config)
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, SeedOption, helpful, out, print_json, require_extra
+from inducekv.cli.waiting import loading, waits
 
 if TYPE_CHECKING:
     from inducekv.continual.runner import MethodResult
@@ -21,16 +22,25 @@ def register(app: typer.Typer) -> None:
     app.command()(helpful(demo))
 
 
+@waits()
 def demo(
     budget: Annotated[str, typer.Option(help="Bytes that each method may keep.")] = "256KiB",
     report: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo-report"),
+    write_data: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Only write the drawn tasks there, as data for the other commands."),
+    ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Teach the model that ships with the package a stream of tasks it never saw, and compare; about three minutes."""
+    if write_data is not None:
+        _write(write_data, seed, as_json, quiet)
+        return
     for module in ("peft", "matplotlib", "sklearn"):
         require_extra(module)
+    loading("torch", "transformers")
     from inducekv import Backbone
     from inducekv.bytes import format_bytes, parse_bytes
     from inducekv.continual.demo import methods_of_demo, stream_of_demo
@@ -75,6 +85,16 @@ def demo(
         return
     console.print(_table(results))
     console.print(f"report: {page}")
+
+
+def _write(folder: Path, seed: int, as_json: bool, quiet: bool) -> None:
+    from inducekv.embedded.files import write_drawn_tasks
+
+    written = write_drawn_tasks(folder, seed)
+    if as_json:
+        print_json({"folders": list(map(str, written))})
+    elif not quiet:
+        out().print("\n".join(f"{task}: train.jsonl, test.jsonl" for task in written))
 
 
 def _so_far(tasks: Sequence[str], number: int, results: Sequence[MethodResult]) -> Table:

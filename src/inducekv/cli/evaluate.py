@@ -20,12 +20,14 @@ from inducekv.cli.common import (
     out,
     print_json,
 )
+from inducekv.cli.waiting import waits
 
 
 def register(app: typer.Typer) -> None:
     app.command("eval")(helpful(evaluate))
 
 
+@waits("torch", "transformers")
 def evaluate(
     data: Annotated[Path, typer.Argument(help="JSONL, LLaVA or chat JSON file, or a folder with test.jsonl.")],
     memory: MemoryOption,

@@ -24,6 +24,7 @@ from inducekv.cli.common import (
     print_json,
     printable,
 )
+from inducekv.cli.waiting import waits
 
 _CONFIG_PANEL = "How to learn (all knobs: --config)"
 
@@ -33,6 +34,7 @@ def register(app: typer.Typer) -> None:
         app.command()(helpful(command))
 
 
+@waits("torch", "transformers")
 def learn(
     data: Annotated[Path, typer.Argument(help="JSONL, LLaVA or chat JSON file, or a folder with train.jsonl.")],
     memory: MemoryOption,
@@ -68,7 +70,8 @@ def learn(
         ),
     ] = None,
     candidates: Annotated[
-        int | None, typer.Option(help="Most new examples to consider.", rich_help_panel=_CONFIG_PANEL)
+        int | None,
+        typer.Option(help="Most new examples to consider; by default all.", rich_help_panel=_CONFIG_PANEL),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(help="Entries retrieved for a question.", rich_help_panel=_CONFIG_PANEL)
@@ -139,10 +142,11 @@ def learn(
         f"{format_bytes(induced.memory.file_nbytes)} of {format_bytes(induced.memory.budget)} used -> "
         f"{escaped(str(memory))}"
     )
-    for warning in report.warnings:
-        out().print(f"note: {warning}")
+    for note in report.notes:
+        out().print(f"note: {printable(note)}")
 
 
+@waits("torch", "transformers")
 def ask(
     question: Annotated[str, typer.Argument(help="What to ask.")],
     memory: MemoryOption,
@@ -190,9 +194,9 @@ def ask(
     out().print("mass: share of attention, mean over layers, heads and positions", style="dim")
 
 
+@waits("torch")
 def inspect(
     memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
-    seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -250,10 +254,10 @@ def inspect(
     console.print("fingerprint: " + json.dumps(stored.fingerprint, sort_keys=True), style="dim")
 
 
+@waits("torch")
 def forget(
     memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
     task: Annotated[str, typer.Option(help="Name of the task to forget.")],
-    seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

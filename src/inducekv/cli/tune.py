@@ -21,6 +21,7 @@ from inducekv.cli.common import (
     print_json,
     require_extra,
 )
+from inducekv.cli.waiting import waits
 
 if TYPE_CHECKING:
     from inducekv.tuning import TuneReport
@@ -30,6 +31,7 @@ def register(app: typer.Typer) -> None:
     app.command()(helpful(tune))
 
 
+@waits("torch", "transformers")
 def tune(
     source: Annotated[
         Path,
@@ -113,6 +115,8 @@ def _show(report: TuneReport, out_file: Path | None, quiet: bool) -> None:
     console.print(f"chosen: {chosen.point.label}: {chosen.entries} entries, {chosen.accuracy:.1f} %", style="bold")
     if before is not None and before.point != chosen.point:
         console.print(f"start: {before.point.label}: {before.entries} entries, {before.accuracy:.1f} %")
+    for note in report.notes:
+        console.print(f"note: {note}")
     if out_file is not None:
         console.print(f"learn with it: inducekv learn DATA --memory MEMORY --config {out_file}")
     else:

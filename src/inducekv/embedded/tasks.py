@@ -185,11 +185,20 @@ def base_skills(number: int, seed: int, skills: Sequence[str] = ("colour", "shap
 
 def demo_stream(seed: int) -> list[tuple[str, list[Example], list[Example]]]:
     """The demo's tasks, in order: name, training examples, test examples. The last three can only be solved by
-    composing or reading."""
+    composing or reading.
+
+    Raises:
+        ImportError: scikit-learn, which has the handwritten digits, is missing.
+    """
+    first, second, *others = drawn_tasks(seed)
+    return [first, second, ("handwritten digits", *digits(seed)), *others]
+
+
+def drawn_tasks(seed: int) -> list[tuple[str, list[Example], list[Example]]]:
+    """Those of the demo's tasks that are drawn, which needs no data: all but the handwritten digits."""
     tasks: dict[str, Callable[[], Task]] = {
         "first alphabet": lambda: alphabet(seed, task="first alphabet"),
         "second alphabet": lambda: alphabet(seed, task="second alphabet"),
-        "handwritten digits": lambda: digits(seed),
         "colour-shape names": lambda: pairs(seed),
         "gauges with units": lambda: gauges(seed),
         "counted things": lambda: counts(seed),

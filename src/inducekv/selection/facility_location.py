@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from inducekv.config import InduceKVConfig
 from inducekv.progress import SILENT, Progress
 from inducekv.selection.problem import Selection, SelectionProblem, chosen_only
+from inducekv.selection.shares import in_shares
 from inducekv.selection.turns import take_turns
 
 DECIMALS = 9
@@ -36,7 +37,7 @@ def facility_location(
     queues: dict[str, list[int]] = {}
     for task in dict.fromkeys(problem.tasks):
         members = [index for index, name in enumerate(problem.tasks) if name == task]
-        order = [members[place] for place in facility_order(problem.keys[members])]
+        order = [members[place] for place in in_shares(problem.keys[members], facility_order)]
         queues[task] = every_answer_first(order, problem.answers)
     return chosen_only(problem, take_turns(queues, problem.costs.tolist(), problem.total))
 

@@ -9,7 +9,11 @@ from torch import Tensor
 from inducekv.config import InduceKVConfig
 from inducekv.progress import SILENT, Progress
 from inducekv.selection.problem import Selection, SelectionProblem, chosen_only
+from inducekv.selection.shares import in_shares
 from inducekv.selection.turns import take_turns
+
+DECIMALS = 12
+"""Of distances that are compared: those that differ by less are the same, on every machine."""
 
 
 def herding(
@@ -39,19 +43,23 @@ def herd(
     """
     queues = {}
     for task in dict.fromkeys(tasks):
-        members = torch.tensor([index for index, name in enumerate(tasks) if name == task])
-        queues[task] = members[herding_order(keys[members])].tolist()
+        members = [index for index, name in enumerate(tasks) if name == task]
+        queues[task] = [members[place] for place in in_shares(keys[members], herding_order)]
     return take_turns(queues, costs, total)
 
 
 def herding_order(keys: Float[Tensor, "entries key_dim"]) -> Tensor:
-    """Indices `[entries]` whose every prefix has a mean key as near to the mean of all as one more step allows."""
+    """Indices `[entries]` whose every prefix has a mean key as near to the mean of all as one more step allows.
+
+    Of entries as near as each other the first is taken.
+    """
     keys = keys.double()
-    mean, total = keys.mean(0), torch.zeros_like(keys[0])
+    squares, mean, total = keys.square().sum(1), keys.mean(0), torch.zeros_like(keys[0])
     free = torch.ones(len(keys), dtype=torch.bool)
     order = []
     for taken in range(1, len(keys) + 1):
-        distance = (mean - (total + keys) / taken).norm(dim=1)
+        gap = mean - total / taken  # |gap - key / taken|^2 without |gap|^2, which is the same for all keys
+        distance = (squares / taken**2 - 2 / taken * (keys @ gap)).round(decimals=DECIMALS)
         index = int(torch.where(free, distance, torch.inf).argmin())
         order.append(index)
         free[index] = False

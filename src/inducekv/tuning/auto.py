@@ -47,5 +47,6 @@ def tuned_on_first(
         return fallback, [f"payload='auto' was not tuned ({error}); the default payload is used"]
     found = report.chosen
     return report.config, [
-        f"payload='auto' found {found.point.label}: {found.accuracy:.0f} % of {report.questions} held-out questions"
+        f"payload='auto' found {found.point.label}: {found.accuracy:.0f} % of {report.questions} held-out questions",
+        *report.notes,
     ]

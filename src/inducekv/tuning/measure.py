@@ -63,6 +63,14 @@ class Measured:
         return self.likelihood if self.accuracy is None else (self.accuracy / 100 + self.likelihood) / 2
 
     @property
+    def worths(self) -> tuple[float, ...]:
+        """`worth` of each question; their mean is the point's."""
+        likely = torch.tensor(self.nll).neg().exp().tolist()
+        if self.correct is None:
+            return tuple(likely)
+        return tuple((right + chance) / 2 for right, chance in zip(self.correct, likely, strict=True))
+
+    @property
     def mean_nll(self) -> float:
         """Mean over questions, nats."""
         return statistics.fmean(self.nll)

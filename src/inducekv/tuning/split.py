@@ -31,7 +31,7 @@ class Split:
     asked: list[Example]
 
 
-def split_of(tasks: Mapping[str, Sequence[Example]], questions: int, most: int, seed: int) -> Split:
+def split_of(tasks: Mapping[str, Sequence[Example]], questions: int, most: int | None, seed: int) -> Split:
     """Holds out a part of every task.
 
     CHOICE: a third of a task is asked, taken from the end of its balanced order, so that an answer given only once is
@@ -40,7 +40,7 @@ def split_of(tasks: Mapping[str, Sequence[Example]], questions: int, most: int, 
     Args:
         tasks: examples with answers, by task.
         questions: asked in all, at most.
-        most: learned of a task, at most.
+        most: learned of a task, at most; None: all that are not asked.
         seed: of the draw.
 
     Raises:

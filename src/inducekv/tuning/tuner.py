@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from inducekv.backbone import Backbone
@@ -13,6 +13,7 @@ from inducekv.config import InduceKVConfig
 from inducekv.examples import Example
 from inducekv.memory_config import payload_layers, storable_layers
 from inducekv.progress import SILENT, Progress
+from inducekv.tuning.choice import choose
 from inducekv.tuning.measure import Bench, Measured
 from inducekv.tuning.search import Search
 from inducekv.tuning.space import LADDERS, start_of
@@ -22,6 +23,8 @@ POINTS = 80
 """Points that are looked at, at most. CHOICE: about two minutes on the embedded model."""
 QUESTIONS = 128
 """Questions asked of a point, at most. CHOICE."""
+LEARNED = 256
+"""Examples of a task that fill memories, at most, where the configuration's `candidates` are all. CHOICE."""
 METHODS = tuple((name, count) for name, ladder in LADDERS.items() for count in ladder)
 
 
@@ -39,6 +42,7 @@ class TuneReport:
         tasks, learned, questions: how many there were.
         budget: bytes that each point was given.
         seconds: of it all.
+        notes: sentences for a person: how sure the choice is.
     """
 
     config: InduceKVConfig
@@ -52,6 +56,7 @@ class TuneReport:
     questions: int
     budget: int
     seconds: float
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -64,6 +69,7 @@ class TuneReport:
             "start": None if self.start is None else self.start.to_dict(),
             "measured": [found.to_dict() for found in self.measured],
             **rest,
+            "notes": self.notes,
         }
 
 
@@ -81,11 +87,12 @@ def tune(
 
     A third of each task's examples is held out. For each point a memory of the budget is filled with the rest, herded,
     and the questions held out are answered with it. A coarse grid is looked at on a part of the questions, the better
-    points are measured on all, and so are the neighbours of the best until none is better.
+    points are measured on all, and so are the neighbours of the best until none is better. What is chosen is better
+    than `config`'s own point by two standard errors over the same questions (`choice.choose`), or it is that point.
 
     Args:
         backbone: the frozen model.
-        tasks: examples with answers, by task; `config.candidates` of a task are used at most.
+        tasks: examples with answers, by task; `config.candidates` of a task are used at most, 256 if it says all.
         config: where to start, and the budget, retrieval and seed to tune for.
         tasks_in_all: how many tasks the memory is to hold in the end, if more than are given: these then have to do
             with their share of the budget.
@@ -104,13 +111,14 @@ def tune(
         raise ValueError(f"the data has {len(tasks)} tasks; the memory cannot hold only {tasks_in_all} in all")
     if points < 1 or questions < 1:
         raise ValueError(f"points and questions must be at least 1, got {points} and {questions}")
-    split = split_of(tasks, questions, config.candidates, config.seed)
+    split = split_of(tasks, questions, config.candidates or LEARNED, config.seed)
     budget = config.budget_bytes * len(tasks) // (tasks_in_all or len(tasks))
     layers = storable_layers(backbone, config)
     start = start_of(config, payload_layers(backbone, config))
     bench = Bench(backbone, split, config, budget, METHODS, progress)
     search = Search(bench, layers, METHODS, points, progress)
-    best = search.run(start)
+    search.run(start)
+    best, notes = choose(list(search.measured.values()), search.measured.get(start))
     changes = best.point.changes()
     if best.point.payload_layers == layers:
         changes["payload_layers"] = None
@@ -127,6 +135,7 @@ def tune(
         questions=len(split.asked),
         budget=budget,
         seconds=time.perf_counter() - began,
+        notes=notes,
     )
 
 

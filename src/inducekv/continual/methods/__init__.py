@@ -7,12 +7,13 @@ from typing import Any
 
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig
+from inducekv.continual.catalogue import ABLATIONS, CATALOGUE
 from inducekv.continual.methods.base import Method as Method
 from inducekv.continual.methods.base import MethodKind as MethodKind
 from inducekv.continual.methods.cartridge import Cartridge
 from inducekv.continual.methods.ewc_lora import EwcLora
 from inducekv.continual.methods.individual_lora import IndividualLora
-from inducekv.continual.methods.inducekv import ABLATIONS, ONLY_NAMED, InduceKV
+from inducekv.continual.methods.inducekv import InduceKV
 from inducekv.continual.methods.joint_lora import JointLora
 from inducekv.continual.methods.l2p import L2P
 from inducekv.continual.methods.lwf_lora import LwfLora
@@ -75,48 +76,41 @@ def _partner(partner: Method | None, kind: type[Method]) -> InduceKV:
     return partner
 
 
-def _row(method: type[Method], summary: str, make: Callable[..., Method], needs: str | None = None) -> MethodKind:
-    return MethodKind(method.name, method.title, summary, method, needs, make)
+def _row(
+    method: type[Method], make: Callable[..., Method], needs: str | None = None, name: str | None = None
+) -> MethodKind:
+    name = name or method.name
+    listed = CATALOGUE[name]
+    return MethodKind(name, listed.title, listed.summary, method, needs, make, listed.only_named)
 
 
-def _trained(method: type[TrainedMethod], summary: str) -> MethodKind:
-    return _row(method, summary, _trains(method), needs="peft")
+def _trained(method: type[TrainedMethod]) -> MethodKind:
+    return _row(method, _trains(method), needs="peft")
 
 
 METHODS: dict[str, MethodKind] = {
     kind.name: kind
     for kind in (
-        _row(ZeroShot, "the frozen model as it is", _zero_shot),
-        _row(NearestNeighbour, "the answer of InduceKV's nearest entry, copied", _nearest_neighbour),
-        _row(RetrievedPrompt, "the examples that InduceKV retrieves, as chat turns", _retrieved_prompt),
-        _trained(IndividualLora, "a LoRA for each task, chosen by its label"),
-        _trained(JointLora, "one LoRA trained on all tasks at once"),
-        _trained(SequentialLora, "one LoRA trained on one task after another"),
-        _trained(ReplayLora, "sequential LoRA with a small buffer of earlier examples"),
-        _trained(EwcLora, "sequential LoRA with weights held by their Fisher information"),
-        _trained(LwfLora, "sequential LoRA distilled from its former self on the new questions"),
-        _trained(OLora, "ranks of its own for each task, orthogonal to earlier ones"),
-        _trained(MoELora, "LoRA experts mixed by a router in every linear"),
-        _trained(Osft, "the smallest singular directions of the weights, trained in turn"),
-        _trained(PromptTuning, "soft prompts before every question"),
-        _trained(L2P, "a pool of soft prompts, picked by the question's key"),
-        _trained(Cartridge, "keys and values of virtual tokens, trained directly"),
-        _row(InduceKV, "a memory of entries chosen by bilevel selection", _inducekv()),
-        *(
-            MethodKind(
-                f"inducekv/{name}",
-                f"InduceKV, {name.replace('_', ' ')}",
-                what,
-                InduceKV,
-                None,
-                _inducekv(name),
-                name in ONLY_NAMED,
-            )
-            for name, (what, _) in ABLATIONS.items()
-        ),
+        _row(ZeroShot, _zero_shot),
+        _row(NearestNeighbour, _nearest_neighbour),
+        _row(RetrievedPrompt, _retrieved_prompt),
+        _trained(IndividualLora),
+        _trained(JointLora),
+        _trained(SequentialLora),
+        _trained(ReplayLora),
+        _trained(EwcLora),
+        _trained(LwfLora),
+        _trained(OLora),
+        _trained(MoELora),
+        _trained(Osft),
+        _trained(PromptTuning),
+        _trained(L2P),
+        _trained(Cartridge),
+        _row(InduceKV, _inducekv()),
+        *(_row(InduceKV, _inducekv(name), name=f"inducekv/{name}") for name in ABLATIONS),
     )
 }
-"""Every method by the name it is asked for: reference rows first, then methods, then InduceKV and its ablations."""
+"""Every method by the name it is asked for, in the order of `CATALOGUE`."""
 
 
 def make_method(

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from inducekv.config import FAST
 from inducekv.continual.ledger import Ledger
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.buffer import buffer_nbytes
@@ -19,26 +18,6 @@ from inducekv.model import InducedModel
 from inducekv.progress import SILENT, Progress
 from inducekv.training_state import TrainingState
 
-ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
-    "no_coupling": ("phi is not refitted while entries are chosen", {"inner_steps": 0}),
-    "no_retention": ("no term for the anchors of earlier tasks", {"beta": 0.0}),
-    "no_coverage": ("no term for the spectral coverage of the keys", {"gamma": 0.0}),
-    "no_retrieval_weighting": ("retrieved entries are read alike, whatever their alpha", {"weighting": "none"}),
-    "all_layers": (
-        "payloads of all layers in 4 bits, as for a model that names none",
-        {"payload_layers": None, "payload_dtype": "int4"},
-    ),
-    "fast": ("one pass over the examples: facility location, phi as it starts, no question asked", FAST),
-    "greedy": ("entries chosen greedily", {"selector": "greedy"}),
-    "facility_location": ("entries chosen by facility location", {"selector": "facility_location"}),
-    "herding": ("entries chosen by herding", {"selector": "herding"}),
-    "reservoir": ("entries chosen by reservoir sampling", {"selector": "reservoir"}),
-    "random": ("entries chosen at random", {"selector": "random"}),
-}
-"""What each ablation is, and the configuration it changes."""
-ONLY_NAMED = ("all_layers",)
-"""Those that take nothing away from the method: rows that run when they are named, not with `all`."""
-
 
 class InduceKV(Method):
     """Learns each task into the memory of `model` and answers with it.
@@ -46,7 +25,7 @@ class InduceKV(Method):
     Args:
         model: taught by this method.
         max_new_tokens: longest answer in tokens.
-        ablation: a name in `ABLATIONS` that `model`'s configuration was changed by, or None.
+        ablation: a name in `catalogue.ABLATIONS` that `model`'s configuration was changed by, or None.
     """
 
     name = "inducekv"
