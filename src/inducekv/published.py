@@ -15,6 +15,7 @@ TEXT: dict[str, Any] = {
     "key_pool": "question",
     "key_space": "whitened",
     "retrieval": "in_flight",
+    "payload_dtype": "int3",
     "selector": "facility_location",
 }
 """Models without pictures."""
@@ -24,4 +25,5 @@ def published_fields(layers: int, reads_images: bool) -> dict[str, Any]:
     """Fields of `InduceKVConfig` for a model of so many layers."""
     if reads_images:  # no published weights were at hand to measure more
         return dict(ANY)
-    return {**ANY, **TEXT, "key_layer": round(READ_FROM * layers)}
+    lowest = round(0.4 * layers)
+    return {**ANY, **TEXT, "key_layer": round(READ_FROM * layers), "payload_layers": tuple(range(lowest, layers))}
