@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
+from inducekv.chat import QUESTION_ANSWER
 from inducekv.config import DEFAULT_KEY_POOL, KeyPool
 from inducekv.decoder import chosen_key_layer
 from inducekv.devices import at_hand, is_quantised
@@ -20,8 +21,12 @@ class FingerprintError(ValueError):
 
 
 def fingerprint_of(backbone: "Backbone", key_layer: int | None, key_pool: KeyPool) -> dict[str, Any]:
-    """What a memory must agree with, as JSON values: architecture, sizes, rope, embedding hash, key encoder."""
+    """What a memory must agree with, as JSON values: architecture, sizes, rope, embedding hash, key encoder.
+
+    And how prompts are written, where that is not the chat template's own way: the plain form, a system text.
+    """
     rope = dict(getattr(backbone.text_model.config, "rope_parameters", None) or {})
+    prompt = {"prompt": QUESTION_ANSWER} if backbone.plain_prompt else {}
     return {
         "architecture": type(backbone.model).__name__,
         "model_type": backbone.model.config.model_type,
@@ -33,6 +38,8 @@ def fingerprint_of(backbone: "Backbone", key_layer: int | None, key_pool: KeyPoo
         "embedding_sha256": backbone.embedding_hash,
         "key_layer": chosen_key_layer(key_layer, backbone.layers),
         "key_pool": key_pool,
+        **prompt,
+        **({} if backbone.system is None else {"system": backbone.system}),
     }
 
 
@@ -68,7 +75,20 @@ def check_fingerprint(fingerprint: dict[str, Any], backbone: "Backbone") -> None
     names = sorted(set(fingerprint) | set(actual))
     differing = [n for n in names if fingerprint.get(n) != actual.get(n)]
     if differing:
-        details = "; ".join(f"{n}: memory {fingerprint.get(n)!r}, model {actual.get(n)!r}" for n in differing)
+        if differing == ["system"]:
+            raise FingerprintError(
+                f"this memory was learned with the system text {_shown(fingerprint.get('system'))}, the model has "
+                f"{_shown(actual.get('system'))}; load the model with system= as it was learned"
+            )
+        details = "; ".join(
+            f"{n}: memory {_shown(fingerprint.get(n))}, model {_shown(actual.get(n))}" for n in differing
+        )
+        details = details if len(details) <= 350 else f"{details[:350]} ..."
         raise FingerprintError(
             f"this memory was made for another model ({details}); load it with the model it was learned with"
         )
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."

@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     PreTrainedConfig,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -38,5 +39,7 @@ def loaded(name_or_path: str | Path, options: dict[str, Any]) -> tuple[Any, Any,
         raise ValueError(f"{name_or_path}: {'; '.join(reasons)}")
     plain = FAMILIES[kind].image_token is None
     auto = AutoModelForCausalLM if plain else AutoModelForImageTextToText
+    words = AutoTokenizer if plain else AutoProcessor
+    processor = words.from_pretrained(name_or_path, **place)  # first: what it lacks is told before weights are read
     model = auto.from_pretrained(name_or_path, **options, trust_remote_code=False)
-    return model, AutoProcessor.from_pretrained(name_or_path, **place), own
+    return model, processor, own
