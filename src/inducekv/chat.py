@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from os.path import commonprefix
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -108,7 +107,8 @@ def _tried(processor: Any, template: Any) -> Chat:
             written.append(f"it wrote {shortened(whole)}")
             continue
         before, _, closing = whole.rpartition(_TOLD)
-        common = len(commonprefix([prompt, before]))
+        common = next((i for i, (a, b) in enumerate(zip(prompt, before, strict=False)) if a != b), len(before))
+        common = min(common, len(prompt))
         cut, opening = prompt[common:], before[common:]
         if not (cut.strip() or opening.strip()):  # only white space differs: the template's own prompt is right
             cut = opening = ""
