@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from inducekv.chat import QUESTION_ANSWER
+from inducekv.chat import QUESTION_ANSWER, shortened
 from inducekv.config import DEFAULT_KEY_POOL, KeyPool
 from inducekv.decoder import chosen_key_layer
 from inducekv.devices import at_hand, is_quantised
@@ -77,18 +77,15 @@ def check_fingerprint(fingerprint: dict[str, Any], backbone: "Backbone") -> None
     if differing:
         if differing == ["system"]:
             raise FingerprintError(
-                f"this memory was learned with the system text {_shown(fingerprint.get('system'))}, the model has "
-                f"{_shown(actual.get('system'))}; load the model with system= as it was learned"
+                f"this memory was learned with the system text {_text(fingerprint)}, the model has {_text(actual)}; "
+                "load the model with system= as it was when the memory was learned"
             )
-        details = "; ".join(
-            f"{n}: memory {_shown(fingerprint.get(n))}, model {_shown(actual.get(n))}" for n in differing
-        )
-        details = details if len(details) <= 350 else f"{details[:350]} ..."
+        details = "; ".join(f"{n}: memory {fingerprint.get(n)!r}, model {actual.get(n)!r}" for n in differing)
         raise FingerprintError(
             f"this memory was made for another model ({details}); load it with the model it was learned with"
         )
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else f"{text[:100]}..."
+def _text(fingerprint: dict[str, Any]) -> str:
+    text = fingerprint.get("system")
+    return "of the chat template" if text is None else shortened(str(text))

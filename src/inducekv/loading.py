@@ -48,7 +48,10 @@ def loaded(name_or_path: str | Path, options: dict[str, Any]) -> tuple[Any, Any,
         raise ValueError(f"{name_or_path}: {unknown_family(kind, 'auto_map' in fields)}")
     own = {} if "gguf_file" in place else own_fields(source, place)
     place["trust_remote_code"] = False  # or a question on the terminal would wait for an answer
-    config = AutoConfig.from_pretrained(source, **place)
+    if "gguf_file" in place:  # reading its header once more would take seconds
+        config = CONFIG_MAPPING[kind].from_dict(fields)
+    else:
+        config = AutoConfig.from_pretrained(source, **place)
     if reasons := refusals(config):
         raise ValueError(f"{name_or_path}: {'; '.join(reasons)}")
     family = FAMILIES[kind]

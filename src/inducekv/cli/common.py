@@ -31,7 +31,9 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of every ra
 MemoryOption = Annotated[Path, typer.Option("--memory", "-m", help="Folder of the memory.")]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="Model name, folder, or `embedded`; by default the memory's own, else `embedded`."),
+    typer.Option(
+        "--model", help="Model name, folder, GGUF file, or `embedded`; by default the memory's own, else `embedded`."
+    ),
 ]
 
 
@@ -75,7 +77,8 @@ def helpful(command: Callable[P, R]) -> Callable[P, R]:
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         debug = bool(kwargs.pop("debug", False)) or bool(os.environ.get(DEBUG))
         if kwargs.get("quiet") or not sys.stderr.isatty():
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before the library is first imported
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before the libraries are first imported
+            os.environ.setdefault("TQDM_DISABLE", "1")
         try:
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
@@ -141,17 +144,24 @@ def require_extra(module: str) -> None:
 
 
 def load_model(
-    model: str, memory: Path | None, config: InduceKVConfig | Mapping[str, Any] | None = None
+    model: str,
+    memory: Path | None,
+    config: InduceKVConfig | Mapping[str, Any] | None = None,
+    system: str | None = None,
 ) -> InducedModel:
-    """The model by name or folder, with the memory in a folder (None: an empty one).
+    """The model by name, folder or GGUF file, with the memory in a folder (None: an empty one).
+
+    Without a `system` text prompts begin with the memory's own, if it was learned with one.
 
     Raises:
         ValueError: as `InducedModel.from_pretrained`; a model that cannot be had is named.
     """
-    from inducekv import InducedModel
+    from inducekv import InducedModel, KVMemory
     from inducekv.named import load_backbone
 
-    return InducedModel.from_pretrained(load_backbone(model), memory=memory, config=config)
+    if system is None and memory is not None:
+        system = KVMemory.from_pretrained(memory).fingerprint.get("system")
+    return InducedModel.from_pretrained(load_backbone(model, system=system), memory=memory, config=config)
 
 
 def model_of(memory: KVMemory, given: str | None) -> str:
