@@ -23,6 +23,9 @@ _ASKED, _TOLD = (
     "'The \"answer\"\nxyzzy.'",
 )  # verbatim nowhere but in text: repr and JSON escape them
 _DATE = datetime(2024, 7, 26)  # CHOICE: the day that Llama 3's template falls back to; a prompt must not age
+_CLOCK = "{%- macro strftime_now(format) -%}{{ format"
+_CLOCK += "".join(f" | replace('%{code}', '{_DATE.strftime('%' + code)}')" for code in "aAbBdHIjmMpSyY")
+_CLOCK += " }}{%- endmacro -%}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def chat_of(processor: Any) -> Chat:
 
 
 def _tried(processor: Any, template: Any) -> Chat:
-    options, written = _options(str(template)), []
+    options, written = _options(template), []
     for parts in (True, False):
         chat = Chat(parts=parts, options=options)
         asked = {"role": "user", "content": [{"type": "text", "text": _ASKED}]}
@@ -120,12 +123,12 @@ def _tried(processor: Any, template: Any) -> Chat:
     )
 
 
-def _options(template: str) -> dict[str, Any]:
+def _options(template: Any) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    if "enable_thinking" in template:
+    if "enable_thinking" in str(template):
         options["enable_thinking"] = False
-    if "strftime_now" in template:  # the same examples must make the same memory on any day
-        options["strftime_now"] = _DATE.strftime
+    if isinstance(template, str) and "strftime_now" in template:  # the same examples make the same memory on any day
+        options["chat_template"] = _CLOCK + template
     return options
 
 

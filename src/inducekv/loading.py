@@ -36,7 +36,7 @@ def loaded(name_or_path: str | Path, options: dict[str, Any]) -> tuple[Any, Any,
     if is_gguf(source):
         file = checked_gguf(Path(source))
         source, options = file.parent, {"dtype": torch.float32, **options, "gguf_file": file.name}
-    elif not Path(source).is_dir():
+    elif not str(source) or not Path(source).is_dir():
         if not hub_name(str(source)):
             raise FileNotFoundError(f"{str(source)[:200]}: no such folder, and not a name that a model on the Hub has")
         if not options.get("local_files_only") and not hub_answers():
