@@ -110,10 +110,10 @@ def test_templates_that_lose_something_are_refused_and_shown() -> None:
             render(processor(chat_template), Example("q?", "zorb"), True, frozenset())
         assert len(str(caught.value)) <= 500
     shortens = processor(template("m.content[:60]"))
-    with pytest.raises(ValueError, match="the question 'qqq.* is not what the model would read there") as caught:
+    with pytest.raises(ValueError, match=r"the question 'qqq.* is not what the model would read there") as caught:
         render(shortens, Example("q" * 1000, "zorb", id="e" * 1000), False, frozenset())
     assert len(str(caught.value)) <= 500
-    with pytest.raises(ValueError, match="the answer 'aaa.* is not what the model would read there"):
+    with pytest.raises(ValueError, match=r"the answer 'aaa.* is not what the model would read there"):
         render(shortens, Example("q?", "a" * 1000), True, frozenset())
 
 
