@@ -54,6 +54,16 @@ def idefics3() -> "tiny.Backbone":
     return tiny.idefics3()
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> "tiny.Backbone":
+    """SmolLM2-135M-Instruct, a published model, where it was fetched."""
+    from inducekv.known_models import KNOWN
+
+    if not KNOWN["smollm2"].present:
+        pytest.skip("SmolLM2 is not on this machine: inducekv models get smollm2")
+    return tiny.Backbone.from_pretrained("smollm2")
+
+
 @pytest.fixture(params=["llava", "idefics3", "qwen"])
 def backbone(request: pytest.FixtureRequest) -> "tiny.Backbone":
     """Each of the tiny models in turn."""

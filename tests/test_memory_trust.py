@@ -44,11 +44,11 @@ def copy(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "memory"
 
 
-@pytest.mark.parametrize("named", ["evil/model", "/etc/models/x", "smollm2", "\x1b[31mred", FOLDER, "x" * 900])
+@pytest.mark.parametrize("named", ["evil/model", "/etc/models/x", "smollm3", "\x1b[31mred", FOLDER, "x" * 900])
 def test_no_model_is_loaded_because_a_memory_says_so(
     made: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, named: str
 ) -> None:
-    def load(*arguments: object) -> None:
+    def load(*arguments: object, **options: object) -> None:
         raise AssertionError(f"asked for {arguments}")
 
     monkeypatch.setattr("inducekv.named.load_backbone", load)

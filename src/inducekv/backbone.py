@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.byte_cache import ByteCache
+from inducekv.chat import NEXT_QUESTION, chat_of, checked_system
 from inducekv.config import DEFAULT_KEY_POOL, InduceKVConfig, KeyPool
 from inducekv.decoder import state_kept, state_of, text_inputs
 from inducekv.devices import device_of
@@ -27,9 +28,10 @@ from inducekv.preamble import common_beginning
 from inducekv.preparing import batched
 from inducekv.progress import SILENT, Progress
 from inducekv.published import published_fields
-from inducekv.rendering import Batch, Prepared, Rendered, render
+from inducekv.rendering import Batch, Prepared, Rendered, render, suffixes
 from inducekv.retrieval_key import key_dim, retrieval_key
 from inducekv.scoring import Scores, answer_nll
+from inducekv.text_processor import as_processor
 
 if TYPE_CHECKING:
     from inducekv.compression import LiveCompression
@@ -45,11 +47,12 @@ class Backbone:
 
     Attributes:
         model, processor: the Hugging Face objects. A processor needs `apply_chat_template`, `__call__(text=, images=,
-            return_tensors=)` and `tokenizer`.
+            return_tensors=)` and `tokenizer`; a bare tokenizer is taken too.
         family: the row of `families.FAMILIES`.
         layers, kv_heads, head_dim, hidden_size: sizes of the text decoder.
         image_token: id that stands for a picture's tokens; None for a text-only model.
         own_config: fields of `InduceKVConfig` that the model names for itself; see `own_config.own_fields`.
+        system: text that every prompt begins with, instead of the chat template's own; memories record it.
         rendered: examples rendered last, kept under a limit of bytes (0: none) for who reads the same ones again and
             again; their pictures must then not be drawn on.
 
@@ -57,10 +60,18 @@ class Backbone:
         ValueError: the model's family is not supported.
     """
 
-    def __init__(self, model: nn.Module, processor: Any, own_config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        processor: Any,
+        own_config: Mapping[str, Any] | None = None,
+        *,
+        system: str | None = None,
+    ) -> None:
         self.family = family_of(model)
         self.model: Any = model.eval()
-        self.processor = processor
+        self.processor = as_processor(processor)
+        self.system = checked_system(system)
         self.own_config: dict[str, Any] = dict(own_config or {})
         self.text_model: Any = self.family.text(model)
         config = self.text_model.config
@@ -74,8 +85,13 @@ class Backbone:
         self._embedding_hash: str | None = None
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str | Path, **options: Any) -> "Backbone":
+    def from_pretrained(cls, name_or_path: str | Path, *, system: str | None = None, **options: Any) -> "Backbone":
         """Load a model and its processor; `options` go to the model's `from_pretrained`.
+
+        Args:
+            name_or_path: a folder, a GGUF file, the name of a model that `inducekv models get` fetched, or one on the
+                Hub.
+            system: text that every prompt begins with.
 
         Code that comes with a model is never run: what it does to attention cannot be known.
 
@@ -84,7 +100,7 @@ class Backbone:
                 `inducekv_config.json` is not usable.
             OSError: no such model.
         """
-        return cls(*loaded(name_or_path, options))
+        return cls(*loaded(name_or_path, options), system=system)
 
     @property
     def device(self) -> torch.device:
@@ -136,14 +152,17 @@ class Backbone:
             raise ValueError("no examples given; at least one is needed")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        ends, rendered = self.end_tokens, []
+        rendered = []
         progress.start("reading examples", len(examples))
         for example, before in zip(examples, shown or [()] * len(examples), strict=True):
-            make = partial(render, self.processor, example, with_answer, ends, before)
-            rendered.append(make() if before else self.rendered.get((example, int(with_answer)), make))
+            rendered.append(self._render(example, with_answer, before))
             progress.advance()
         progress.stop()
         return batched(self, rendered, batch_size, embed)
+
+    def _render(self, example: Example, with_answer: bool, shown: Sequence[Example] = ()) -> Rendered:
+        make = partial(render, self.processor, example, with_answer, self.end_tokens, shown, self.system)
+        return make() if shown else self.rendered.get((example, int(with_answer)), make)
 
     def _prepared(self, examples: Sequence[Example] | Prepared, with_answer: bool, batch_size: int) -> Prepared:
         prepared = (
@@ -172,6 +191,12 @@ class Backbone:
         ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         ends = ends if isinstance(ends, list | tuple) else [ends]
         return frozenset(int(e) for e in (*ends, self.processor.tokenizer.eos_token_id) if e is not None)
+
+    @property
+    def plain_prompt(self) -> bool:
+        """Whether the model has no chat template, so that prompts are plain questions and answers (`chat.Chat`)."""
+        processor = self.processor
+        return processor is not None and not suffixes(processor) and chat_of(processor).plain
 
     def decoder_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """What the whole model would hand to its text decoder; see `decoder.text_inputs`."""
@@ -245,8 +270,7 @@ class Backbone:
         for row, (example, ids) in enumerate(zip(examples, [rows[row] for row in range(len(examples))], strict=True)):
             alone = ids
             if behind is not None and behind[row]:
-                render_alone = partial(render, self.processor, example, True, self.end_tokens)
-                alone = self.rendered.get((example, 1), render_alone).inputs["input_ids"][0].tolist()
+                alone = self._render(example, True).inputs["input_ids"][0].tolist()
             own = len(alone) - len(common_beginning(alone, self.preamble))
             if ids[len(ids) - own :] != alone[len(alone) - own :]:
                 raise ValueError(
@@ -264,8 +288,7 @@ class Backbone:
 
     @cached_property
     def _probes(self) -> list[list[int]]:
-        examples = [Example(question, None) for question in PROBES]
-        return [render(self.processor, e, False, self.end_tokens).inputs["input_ids"][0].tolist() for e in examples]
+        return [self._render(Example(probe, None), False).inputs["input_ids"][0].tolist() for probe in PROBES]
 
     @cached_property
     def preamble(self) -> tuple[int, ...]:
@@ -391,6 +414,9 @@ class Backbone:
             raise ValueError("generate gives one answer for each question; num_return_sequences must be 1")
         prepared = self._prepared(examples, False, batch_size)
         options = {"do_sample": False, "pad_token_id": self.pad_token, **generate_options}
+        plain = self.plain_prompt
+        if plain:  # a base model does not end its turn: it would go on with questions of its own
+            options = {"stop_strings": [NEXT_QUESTION], "tokenizer": self.processor.tokenizer, **options}
         answers = [""] * prepared.count
         progress.start("answering", prepared.count)
         for batch in prepared.batches:
@@ -405,7 +431,7 @@ class Backbone:
             new = tokens[:, batch.inputs["input_ids"].shape[1] :]
             texts = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)
             for row, text in zip(batch.rows.tolist(), texts, strict=True):
-                answers[row] = text.strip()
+                answers[row] = (text.partition(NEXT_QUESTION)[0] if plain else text).strip()
             progress.advance(len(batch.rows))
         progress.stop()
         return answers

@@ -14,6 +14,7 @@ from inducekv.bytes import parse_bytes
 from inducekv.config import InduceKVConfig
 from inducekv.families import DECODERS, FAMILIES, refusals, rope_types, unknown_family
 from inducekv.json_object import read_json_object
+from inducekv.known_models import located
 from inducekv.layout import BOOKKEEPING, Layout
 from inducekv.retrieval_key import key_dim
 
@@ -131,6 +132,7 @@ def examine(model: str | Path) -> Diagnosis:
         from inducekv.embedded import path
 
         return replace(examine(path()), model="embedded")
+    model = located(model)
     file = Path(model) / "config.json" if Path(model).is_dir() else Path(model)
     if file.is_file():
         fields = read_json_object(file, "a model's configuration", CONFIG_LIMIT)

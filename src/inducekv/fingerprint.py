@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
+from inducekv.chat import QUESTION_ANSWER, shortened
 from inducekv.config import DEFAULT_KEY_POOL, KeyPool
 from inducekv.devices import at_hand, is_quantised
 from inducekv.error_text import escaped, message, value
@@ -23,10 +24,14 @@ class FingerprintError(ValueError):
 
 
 def fingerprint_of(backbone: "Backbone", key_layer: int | None, key_pool: KeyPool) -> dict[str, Any]:
-    """What a memory must agree with, as JSON values: architecture, sizes, rope, embedding hash, key encoder."""
+    """What a memory must agree with, as JSON values: architecture, sizes, rope, embedding hash, key encoder.
+
+    And how prompts are written, where that is not the chat template's own way: the plain form, a system text.
+    """
     from inducekv.decoder import chosen_key_layer  # needs transformers, which reading a memory does not
 
     rope = dict(getattr(backbone.text_model.config, "rope_parameters", None) or {})
+    prompt = {"prompt": QUESTION_ANSWER} if backbone.plain_prompt else {}
     return {
         "architecture": type(backbone.model).__name__,
         "model_type": backbone.model.config.model_type,
@@ -38,6 +43,8 @@ def fingerprint_of(backbone: "Backbone", key_layer: int | None, key_pool: KeyPoo
         "embedding_sha256": backbone.embedding_hash,
         "key_layer": chosen_key_layer(key_layer, backbone.layers),
         "key_pool": key_pool,
+        **prompt,
+        **({} if backbone.system is None else {"system": backbone.system}),
     }
 
 
@@ -75,9 +82,19 @@ def check_fingerprint(fingerprint: dict[str, Any], backbone: "Backbone") -> None
     names = sorted(set(fingerprint) | set(actual))
     differing = [n for n in names if fingerprint.get(n) != actual.get(n)]
     if differing:
+        if differing == ["system"]:
+            raise FingerprintError(
+                f"this memory was learned with the system text {_text(fingerprint)}, the model has {_text(actual)}; "
+                "load the model with system= as it was when the memory was learned"
+            )
         details = "; ".join(
             f"{escaped(n)}: memory {value(fingerprint.get(n))}, model {value(actual.get(n))}" for n in differing
         )
         raise FingerprintError(
             f"this memory was made for another model ({details}); load it with the model it was learned with"
         )
+
+
+def _text(fingerprint: dict[str, Any]) -> str:
+    text = fingerprint.get("system")
+    return "of the chat template" if text is None else shortened(str(text))

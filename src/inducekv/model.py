@@ -88,7 +88,8 @@ class InducedModel:
                 (`inducekv_config.json` beside its weights), and the defaults for the rest. A mapping changes fields of
                 that, an `InduceKVConfig` replaces it. A budget in it changes the memory's.
             processor: of a loaded model.
-            options: to the model's `from_pretrained` (dtype, device_map ...).
+            options: to the model's `from_pretrained` (dtype, device_map ...); `system`: text that every prompt begins
+                with, see `Backbone`.
 
         Raises:
             TypeError: `config` is none of the three.
@@ -361,6 +362,10 @@ class InducedModel:
 
 def _backbone(model: Any, processor: Any, options: dict[str, Any]) -> Backbone:
     if isinstance(model, Backbone):
+        if options:
+            raise TypeError(
+                f"{', '.join(options)}: options for loading, but a Backbone is loaded already; leave them out"
+            )
         return model
     if isinstance(model, str | Path):
         if str(model) == EMBEDDED:
@@ -373,4 +378,4 @@ def _backbone(model: Any, processor: Any, options: dict[str, Any]) -> Backbone:
             "a loaded model needs its processor too: InducedModel.from_pretrained(model, processor=...); "
             "or give the model's name or folder"
         )
-    return Backbone(model, processor)
+    return Backbone(model, processor, **options)

@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING
 
 from inducekv.error_text import message, value
+from inducekv.known_models import KNOWN
 
 if TYPE_CHECKING:
     from inducekv.memory import KVMemory
 
 EMBEDDED = "embedded"
 """Name of the model that ships with the package."""
-LOCAL = (EMBEDDED,)
+LOCAL = (EMBEDDED, *KNOWN)
 """Names that a memory may choose: they load what is known and contact nobody that the memory picked."""
 FOLDER = "(a folder)"
 """What a memory says of a model that was loaded from a folder, whose path is nobody else's business."""

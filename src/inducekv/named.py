@@ -4,14 +4,16 @@ from inducekv.backbone import Backbone
 from inducekv.model import InducedModel
 
 
-def load_backbone(model: str, device: str = "cpu") -> Backbone:
-    """The backbone by name or folder, or "embedded"; moved where `device` is not the CPU.
+def load_backbone(model: str, device: str = "cpu", system: str | None = None) -> Backbone:
+    """The backbone by name, folder or GGUF file, or "embedded"; moved where `device` is not the CPU.
+
+    `system`: text that every prompt begins with, as of `Backbone`.
 
     Raises:
         ValueError: the model cannot be had, or its family is not supported.
     """
     try:
-        backbone = InducedModel.from_pretrained(model).backbone
+        backbone = InducedModel.from_pretrained(model, system=system).backbone
     except OSError as error:
         raise ValueError(f"cannot load the model {model!r}: {error}") from error
     if device != "cpu":

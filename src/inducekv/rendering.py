@@ -1,5 +1,6 @@
 """From examples to padded model inputs, through the processor's own chat template."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from inspect import signature
@@ -10,6 +11,7 @@ from jaxtyping import Bool, Int
 from PIL import Image
 from torch import Tensor
 
+from inducekv.chat import Chat, chat_of, shortened
 from inducekv.examples import Example
 
 ROW_BY_ROW = frozenset({"inputs_embeds", "input_ids", "attention_mask", "token_type_ids"})
@@ -98,12 +100,16 @@ class Prepared:
     max_answer: int
 
 
-def conversation(example: Example, with_answer: bool, shown: Sequence[Example] = ()) -> list[dict[str, Any]]:
+def conversation(
+    example: Example, with_answer: bool, shown: Sequence[Example] = (), system: str | None = None
+) -> list[dict[str, Any]]:
     """The example as chat messages: pictures and question from the user, the answer from the assistant.
 
-    Examples that are `shown` come before it as whole turns.
+    Examples that are `shown` come before it as whole turns, and the `system` text before all.
     """
     earlier = [message for each in shown for message in conversation(each, True)]
+    if system is not None:
+        earlier.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     content: list[dict[str, Any]] = [{"type": "image"} for _ in example.images]
     content.append({"type": "text", "text": example.question})
     messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -118,40 +124,87 @@ def render(
     with_answer: bool,
     end_tokens: frozenset[int],
     shown: Sequence[Example] = (),
+    system: str | None = None,
 ) -> Rendered:
     """Render one example through the processor's chat template, after those that are `shown` (each with its answer).
 
-    The answer is what follows the common beginning of the rendered question (with generation prompt) and the whole
-    rendered conversation, in tokens. White space that a template writes after the end-of-turn token is dropped, so
-    that the sequence ends where generation would.
+    The answer is what follows the common beginning of the rendered question (up to where the answer begins, see `Chat`)
+    and the whole rendered conversation, in tokens. White space that a template writes after the end-of-turn token is
+    dropped, so that the sequence ends where generation would.
 
     Raises:
-        ValueError: an answer is needed and missing or empty, the template renders no answer, or examples are shown to a
-            model that has no chat.
+        ValueError: an answer is needed and missing or empty; question, answer or system text are not in what the
+            template renders, or not in its tokens; or examples are shown to a model that has no chat.
     """
-    if with_answer and not example.answer:
+    if with_answer and not (example.answer or "").strip():
         raise ValueError(f"example {example.identifier!r} has no answer; every example to learn or score needs one")
-    if "suffix" in signature(processor.__call__).parameters or type(processor).__name__ == "PaliGemmaProcessor":
-        if shown:
-            raise ValueError("this model's processor has no chat turns to show examples in; ask without them")
+    if suffixes(processor):
+        if shown or system is not None:
+            raise ValueError(
+                "this model's processor has no chat turns for a system text or shown examples; ask without"
+            )
         return _render_suffix(processor, example, with_answer)
+    chat, tokenizer = chat_of(processor), processor.tokenizer
     images = [image for each in (*shown, example) for image in each.load_images()]
-    prompt = processor.apply_chat_template(conversation(example, False, shown), add_generation_prompt=True)
+    prompt = chat.prompt(processor, conversation(example, False, shown, system))
+    for what, text in (("question", example.question), ("system text", system or "")):
+        if not _stands_in(text, prompt):
+            raise _lost(example, what, text, prompt)
     if not with_answer:
-        return Rendered(_process(processor, prompt, images), 0)
-    whole = processor.apply_chat_template(conversation(example, True, shown), add_generation_prompt=False)
-    tokenizer = processor.tokenizer
+        inputs = _process(processor, prompt, images)
+        _check_tokens(tokenizer, example, inputs["input_ids"][0].tolist())
+        return Rendered(inputs, 0)
+    whole = chat.whole(processor, conversation(example, True, shown, system))
     asked, told = (_token_ids(tokenizer, text) for text in (prompt, whole))
     common = next((i for i, (a, b) in enumerate(zip(asked, told, strict=False)) if a != b), min(len(asked), len(told)))
     answer_length = len(told) - common
     surplus = _white_space_after_end(tokenizer, told[common:], end_tokens)
     if answer_length - surplus < 1:
-        raise ValueError(f"the chat template renders no answer for example {example.identifier!r}: {whole!r}")
+        raise _lost(example, "answer", str(example.answer), whole)
     inputs = _process(processor, whole, images)
+    ids = inputs["input_ids"][0].tolist()
+    _check_tokens(tokenizer, example, ids[: len(ids) - answer_length], ids[len(ids) - answer_length :], chat)
     if surplus:
         length = inputs["input_ids"].shape[1]
         inputs = {k: v[:, :-surplus] if _one_row(v, length) else v for k, v in inputs.items()}
     return Rendered(inputs, answer_length - surplus)
+
+
+def suffixes(processor: Any) -> bool:
+    """Whether a processor takes questions and answers as prefixes and suffixes (PaliGemma), rather than as a chat."""
+    return "suffix" in signature(processor.__call__).parameters or type(processor).__name__ == "PaliGemmaProcessor"
+
+
+def _check_tokens(
+    tokenizer: Any, example: Example, prompt: list[int], answer: list[int] | None = None, chat: Chat | None = None
+) -> None:
+    """The question must be read in the prompt's tokens, the answer (and what closes it) in the answer's."""
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in (*prompt, *(answer or ())):
+        return  # letters that the model has no tokens for cannot be read back
+    said = tokenizer.decode(prompt)
+    if not _stands_in(example.question, said):
+        raise _lost(example, "question", example.question, said)
+    if answer is not None and chat is not None:
+        said = tokenizer.decode(answer)
+        if _compared(said) != _compared(f"{example.answer}{chat.closing}"):
+            raise _lost(example, "answer", str(example.answer), said)
+
+
+def _stands_in(text: str, said: str) -> bool:
+    return text in said or _compared(text) in _compared(said)
+
+
+def _compared(text: str) -> str:
+    """Text without what tokenizers change: white space, and compatible characters."""
+    return "".join(unicodedata.normalize("NFKC", text).split())
+
+
+def _lost(example: Example, what: str, text: str, said: str) -> ValueError:
+    text = text if len(text) <= 60 else f"{text[:60]}..."
+    return ValueError(
+        f"example {example.identifier[:60]!r}: the {what} {text!r} is not what the model would read there, which is "
+        f"{shortened(said)}; the chat template or the tokenizer changes it"
+    )
 
 
 def _render_suffix(processor: Any, example: Example, with_answer: bool) -> Rendered:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar, get_type_hints
 
 import typer
 from rich.console import Console
@@ -20,7 +21,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 USAGE_ERROR = 2
-EXTRA_OF_MODULE = dict.fromkeys(("peft", "matplotlib", "sklearn", "pandas", "accelerate"), "bench")
+DEBUG = "INDUCEKV_DEBUG"
+LONGEST_MESSAGE = 500
+EXTRA_OF_MODULE = {**dict.fromkeys(("peft", "matplotlib", "sklearn", "pandas", "accelerate"), "bench"), "gguf": "gguf"}
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only the result.")]
@@ -30,7 +33,8 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="Model name, folder, or `embedded` (the default). Needed where the memory was made with another.",
+        help="Model name, folder, GGUF file, or `embedded` (the default). "
+        "Needed where the memory was made with another that is not on this machine.",
     ),
 ]
 
@@ -63,26 +67,64 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) else str(value)
 
 
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
 def helpful(command: Callable[P, R]) -> Callable[P, R]:
-    """Turns a user's mistake into one message on standard error and exit code 2 (a traceback with INDUCEKV_DEBUG=1)."""
+    """Turns a user's mistake, or a library's, into one message on standard error and exit code 2.
+
+    With `--debug`, or INDUCEKV_DEBUG=1, the traceback is shown instead.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        debug = bool(kwargs.pop("debug", False)) or bool(os.environ.get(DEBUG))
         if kwargs.get("quiet") or not sys.stderr.isatty():
-            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before the library is first imported
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # before the libraries are first imported
+            os.environ.setdefault("TQDM_DISABLE", "1")
         try:
             return command(*args, **kwargs)
-        except ModuleNotFoundError as error:
-            module = (error.name or "").partition(".")[0]
-            if module not in EXTRA_OF_MODULE or os.environ.get("INDUCEKV_DEBUG"):
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            message = message_of(error)
+            if debug or message is None:
                 raise
-            _fail(f'this command needs {module}; install it with: pip install "inducekv[{EXTRA_OF_MODULE[module]}]"')
-        except (ValueError, TypeError, OSError) as error:
-            if os.environ.get("INDUCEKV_DEBUG"):
-                raise
-            _fail(str(error) or type(error).__name__)
+            _fail(message)
 
+    hints = {**get_type_hints(command, include_extras=True), "debug": DebugOption}
+    own = inspect.signature(command).parameters.values()
+    debug_option = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False)
+    options = [each.replace(annotation=hints[each.name]) for each in (*own, debug_option)]
+    wrapper.__signature__ = inspect.Signature(options, return_annotation=hints.get("return"))  # type: ignore[attr-defined]
+    wrapper.__annotations__ = hints
     return wrapper
+
+
+def message_of(error: Exception) -> str | None:
+    """What to tell a user of an error; None for a fault of this library, whose traceback is wanted."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        module = error.name.partition(".")[0]
+        package = f'"inducekv[{EXTRA_OF_MODULE[module]}]"' if module in EXTRA_OF_MODULE else module
+        return f"this command needs {module}; install it with: pip install {package}"
+    if isinstance(error, (ValueError, TypeError, OSError)):
+        return str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"out of memory; a smaller model, batch or budget needs less {_more(error)}"
+    if isinstance(error, RecursionError):
+        return f"something in the input is nested too deeply {_more(error)}"
+    if isinstance(error, ImportError):
+        return f"a library lacks something that this command needs: {_more(error)}"
+    origin = type(error).__module__.partition(".")[0]
+    if isinstance(error, RuntimeError) or type(error) is Exception or origin not in ("builtins", "inducekv"):
+        return f"a library failed: {_more(error)}"
+    return None
+
+
+def _more(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    said = said if len(said) <= 300 else f"{said[:300]}..."
+    return f"{type(error).__name__}{f' ({said})' if said else ''}; --debug shows the traceback"
 
 
 def _fail(message: str) -> NoReturn:
@@ -105,19 +147,26 @@ def require_extra(module: str) -> None:
 
 
 def load_model(
-    model: str, memory: Path | None, config: InduceKVConfig | Mapping[str, Any] | None = None
+    model: str,
+    memory: Path | None,
+    config: InduceKVConfig | Mapping[str, Any] | None = None,
+    system: str | None = None,
 ) -> InducedModel:
-    """The model by name or folder, with the memory in a folder (None: an empty one).
+    """The model by name, folder or GGUF file, with the memory in a folder (None: an empty one).
+
+    Without a `system` text prompts begin with the memory's own, if it was learned with one.
 
     Raises:
         ValueError: as `InducedModel.from_pretrained`; a model that cannot be had is named.
     """
-    from inducekv import InducedModel
+    from inducekv import InducedModel, KVMemory
     from inducekv.cli.waiting import waiting_for
     from inducekv.named import load_backbone
 
     waiting_for(f"loading {model}")
-    return InducedModel.from_pretrained(load_backbone(model), memory=memory, config=config)
+    if system is None and memory is not None:
+        system = KVMemory.from_pretrained(memory).fingerprint.get("system")
+    return InducedModel.from_pretrained(load_backbone(model, system=system), memory=memory, config=config)
 
 
 def model_of(memory: KVMemory | None, given: str | None) -> str:

@@ -40,6 +40,7 @@ def learn(
     memory: MemoryOption,
     task: Annotated[str | None, typer.Option(help="Name of the task; by default the name of the data.")] = None,
     model: ModelOption = None,
+    system: Annotated[str | None, typer.Option(help="Text that every prompt begins with; the memory keeps it.")] = None,
     budget: Annotated[str | None, typer.Option(help="Bytes the memory may take, such as 256KiB.")] = None,
     config: Annotated[
         Path | None, typer.Option(help="JSON file with InduceKVConfig fields.", rich_help_panel=_CONFIG_PANEL)
@@ -128,9 +129,9 @@ def learn(
             InduceKVConfig.from_dict(changes)  # a mistake in them is told before a model loads
         else:
             config_of(stored, changes)
-        induced = load_model(source, None if stored is None else memory, changes)
+        induced = load_model(source, None if stored is None else memory, changes, system)
         revision = getattr(induced.backbone.model.config, "_commit_hash", None)
-        note_model(induced.memory, source, revision, folder=Path(source).is_dir())
+        note_model(induced.memory, source, revision, folder=Path(source).exists())
         report = induced.learn(examples, task=name, progress=progress)
         induced.save_memory(memory)
     result = report.to_dict() | {"memory": str(memory)}
