@@ -178,7 +178,6 @@ def ask(
 
 def inspect(
     memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
-    seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -235,7 +234,6 @@ def inspect(
 def forget(
     memory: Annotated[Path, typer.Argument(help="Folder of the memory.")],
     task: Annotated[str, typer.Option(help="Name of the task to forget.")],
-    seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
