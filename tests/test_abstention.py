@@ -41,6 +41,15 @@ def test_the_threshold_lies_twice_as_far_below_the_low_quantile_as_that_lies_bel
     assert limit == pytest.approx(low - 2 * (middle - low), abs=1e-9)
 
 
+def test_thresholds_of_single_precision_keys_are_worked_out_in_double_precision():
+    cosines = [0.123456789, 0.3, 0.7, 0.81, 0.9]
+    asked = [Question(q.example, q.key.float(), q.task) for q in ask(cosines)]
+    single = [float(q.key[0]) for q in asked]
+    low, middle = np.quantile(single, 0.05), statistics.median(single)
+    limit = thresholds([entry("e")], at([1.0]).float(), asked, centering=False)["t"]
+    assert limit == pytest.approx(low - 2 * (middle - low), abs=1e-12)
+
+
 def test_a_threshold_is_never_above_the_low_quantile():
     """Of two questions the lower one is the median here, which lies below the quantile."""
     limit = thresholds([entry("e")], at([1.0]), ask([0.2, 0.6]), centering=False)["t"]
