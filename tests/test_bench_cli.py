@@ -49,6 +49,23 @@ def test_run_covers_methods_budgets_and_seeds(tmp_path, _fakes):
     assert told["results"] == str(tmp_path) and len(told["written"]) == 12 and not told["left_out"]
 
 
+def test_an_unfinished_run_of_other_settings_is_refused_until_it_is_restarted(tmp_path, _fakes, monkeypatch):
+    arguments = ("bench", "run", "fake", "--methods", "parrot", "--results", tmp_path)
+    learn = bench_fakes.Parrot.learn
+
+    def stop(self, experience, progress=None):
+        if experience.position == 2:
+            raise OSError("the disk is full")
+        learn(self, experience, progress)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bench_fakes.Parrot, "learn", stop)
+        refused(run(*arguments), "the disk is full")
+    refused(run(*arguments, "--no-ahead"), "other settings (ahead True, now False)", "--restart")
+    assert run(*arguments, "--no-ahead", "--restart").exit_code == 0
+    assert read_results(tmp_path)[0].settings["ahead"] is False
+
+
 def test_all_methods_are_those_that_need_not_be_named(tmp_path, _fakes):
     bench.METHODS["oracle"] = dataclasses.replace(bench.METHODS["oracle"], only_named=True)
     for methods, expected in (("all", {"parrot", "echo"}), ("oracle", {"oracle"})):

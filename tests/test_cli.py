@@ -1,10 +1,13 @@
 """Every command, on a tiny model saved to disk."""
 
+import ast
+import inspect
 import json
 import os
 import shutil
 import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from PIL import Image
 import inducekv
 import tiny
 from commands import WORDS, refused, run, run_json, write_task
-from inducekv.cli import common
+from inducekv.cli import app, common
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +175,22 @@ def test_help_and_version_come_without_loading_a_model():
         help_text = run(name, "--help").stdout
         for option in ("--json", "--quiet", "--seed"):
             assert (option in help_text) == (option != "--seed" or name not in ("inspect", "forget")), (name, option)
+
+
+def every_command():
+    """Every command's name and function, those of `bench` too."""
+    groups = [("", app), *((f"{group.name} ", group.typer_instance) for group in app.registered_groups)]
+    for prefix, group in groups:
+        for command in group.registered_commands:
+            yield prefix + (command.name or command.callback.__name__), command.callback
+
+
+def test_no_option_does_nothing():
+    for name, callback in every_command():
+        function = inspect.unwrap(callback)
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function))).body
+        read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        assert set(inspect.signature(function).parameters) <= read, name
 
 
 def test_demo_prints_the_promised_object_and_writes_its_report(folder, tmp_path, monkeypatch):

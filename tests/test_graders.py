@@ -87,6 +87,17 @@ CASES: list[tuple[str, str, Example, float]] = [
     ("medical_recall", "left lung", example("left lung lobe"), 2 / 3),
     ("medical_recall", "lung lung lung", example("left lung lobe"), 1 / 3),
     ("medical_recall", "yes sure", example("yes", metadata={"answer_type": "OPEN "}), 1),
+    ("finance/faithful", "15", example("1.5"), 1),  # the published fault
+    ("finance/fixed", "15", example("1.5"), 0),
+    ("finance/fixed", "U p.", example("up"), 1),
+    ("slot_exact", "City = oslo.; sort = best", example("sort = best; city = Oslo"), 1),
+    ("slot_exact", "sort = best", example("sort = best; city = Oslo"), 0),
+    ("slot_exact", "sort = best; sort = best", example("sort = best"), 0),
+    ("slot_exact", "city = best; sort = Oslo", example("sort = best; city = Oslo"), 0),
+    ("slot_f1", "sort = best\ncity = Bergen", example("sort = best; city = Oslo"), 1 / 2),
+    ("slot_f1", "sort = best; sort = best", example("sort = best"), 2 / 3),
+    ("slot_f1", "city=", example("city = city"), 0),
+    ("slot_f1", "I do not know", example("city = Oslo"), 0),
 ]
 
 
@@ -107,7 +118,7 @@ def test_every_grader_has_cases_and_refuses_to_mis_align() -> None:
 @pytest.mark.parametrize("name", sorted(set(GRADERS) - {"coco_caption", "imagenet_containment/faithful"}))
 @pytest.mark.parametrize("empty", ["", " ", "..."])
 def test_an_empty_answer_is_never_right(name: str, empty: str) -> None:
-    answer = "[0,0,1,1]" if "iou" in name else "A"
+    answer = "[0,0,1,1]" if "iou" in name else "a = A" if "slot" in name else "A"
     asked = Example("q", answer, metadata={"label": {"A": 1.0}})
     assert GRADERS[name].scores([empty], [asked]).tolist() == [0]
 
@@ -129,6 +140,8 @@ def test_faithful_and_fixed_come_in_pairs() -> None:
         ("vqa_label", Example("q", "a"), "no soft labels"),
         ("iou/fixed", Example("q", "left"), "no box of four numbers, got 'left'"),
         ("scienceqa_letter/fixed", Example("q", "perhaps"), "no letter A to E, got 'perhaps'"),
+        ("slot_exact", Example("q", "Oslo"), "'slot = words; slot = words', got 'Oslo'"),
+        ("slot_f1", Example("q", "city = "), "'slot = words; slot = words', got 'city = '"),
     ],
 )
 def test_an_example_without_its_reference_is_named(name: str, asked: Example, said: str) -> None:

@@ -134,7 +134,9 @@ def test_a_budget_too_small_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("changed", [False, True])
-def test_an_interrupted_run_goes_on_unless_its_method_is_configured_otherwise(tmp_path, monkeypatch, changed):
+def test_an_interrupted_run_goes_on_and_is_refused_where_its_method_is_configured_otherwise(
+    tmp_path, monkeypatch, changed
+):
     learn = bench_fakes.Parrot.learn
 
     def stop(self, experience, progress=None):
@@ -148,9 +150,12 @@ def test_an_interrupted_run_goes_on_unless_its_method_is_configured_otherwise(tm
         with pytest.raises(KeyboardInterrupt):
             runner(tmp_path).run(one)
     if changed:
-        monkeypatch.setattr(bench_fakes.Parrot, "describe", lambda self: {"learning_rate": 0.5})
+        with monkeypatch.context() as patched:
+            patched.setattr(bench_fakes.Parrot, "describe", lambda self: {"learning_rate": 0.5})
+            with pytest.raises(ResultError, match=r"was made with other settings \(other configs\) and was left as it"):
+                runner(tmp_path).run(one)
     assert runner(tmp_path, said).run(one)
-    assert any("going on after task 2" in line for line in said) != changed
+    assert any("going on after task 2" in line for line in said), "refusing deleted nothing"
 
 
 def test_training_that_diverges_gives_no_result_and_the_others_go_on(tmp_path, monkeypatch):
@@ -246,15 +251,71 @@ def killed(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("damage", ["", "[]", '{"format": 1}', "other settings"])
-def test_a_state_that_cannot_be_gone_on_from_is_dropped(tmp_path, killed, damage):
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+DAMAGES = {
+    "": "is damaged",
+    "[]": "is damaged",
+    '{"format": 1}': "is damaged",
+    "[" * 100_000: "is damaged",
+    "limit": r"was made with other settings \(limit 3, now None\)",
+    "questions": r"was made with other settings \(other questions\)",
+    "format": "was made with other settings",
+    "states": r"cannot be read \(state of parrot",
+    "folder": r"cannot be read \(",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_an_unfinished_run_that_cannot_be_gone_on_from_is_refused_and_stays(tmp_path, killed, damage):
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     (index,) = (tmp_path / ".work").rglob("run.json")
-    if damage == "other settings":
-        content = json.loads(index.read_text())
+    content = json.loads(index.read_text())
+    if damage == "limit":
         content["identity"]["limit"] = 3
-        damage = json.dumps(content)
-    index.write_text(damage)
+    elif damage == "questions":
+        content["identity"]["questions"] = "0" * 64
+    elif damage in ("format", "states"):
+        content[damage] = "other"
+    index.write_text(json.dumps(content) if damage in content or damage in content["identity"] else damage)
+    if damage == "folder":
+        index.unlink()
+        index.mkdir()
+    before = contents(tmp_path)
+    with pytest.raises(ResultError, match=DAMAGES[damage]) as refused:
+        runner(tmp_path).run(ONE)
+    assert contents(tmp_path) == before
+    assert str(refused.value).endswith("or start it anew: the same command with --restart")
+    assert len(str(refused.value)) <= 500
+
+
+def test_a_run_whose_disk_is_away_is_refused_and_goes_on_when_it_is_back(tmp_path, killed, monkeypatch):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    before, read = contents(tmp_path), Path.read_bytes
+
+    def away(self):
+        if self.name == "run.json":
+            raise PermissionError(13, "Permission denied")
+        return read(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", away)
+        with pytest.raises(ResultError, match=r"cannot be read \(Permission denied\)"):
+            runner(tmp_path).run(ONE)
+    assert contents(tmp_path) == before
+    said = []
+    assert runner(tmp_path, said).run(ONE)
+    assert "going on after task 2 of 4" in said[0]
+
+
+def test_a_run_that_was_given_up_starts_anew_and_finished_ones_stay(tmp_path, killed):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    other = Pass("fake", ("oracle",), 1000, 0)
+    (finished,) = runner(tmp_path).run(other)
+    bench.give_up(tmp_path, [ONE, other])
+    assert finished.exists() and not list((tmp_path / ".work").rglob("run.json"))
     said = []
     (path, _) = runner(tmp_path, said).run(ONE)
     assert len(said) == 2, "no word of going on"

@@ -1,7 +1,6 @@
 """Learning one task: extract candidates, calibrate, select under the budget, commit."""
 
 import dataclasses
-import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from inducekv.abstention import thresholds
 from inducekv.backbone import Backbone
 from inducekv.bytes import format_bytes
 from inducekv.config import InduceKVConfig
+from inducekv.contradictions import hashed_id, without_contradicted
 from inducekv.entry import Entry, check_name
 from inducekv.examples import Example
 from inducekv.extraction import extract
@@ -49,7 +49,8 @@ def learn(
 
     Entries already in the memory compete with the new candidates for its bytes. Nothing is changed until everything is
     decided: on an error memory and training state are as they were. A task that is learned again is extended; an
-    example that it already has an entry of replaces that entry.
+    example that it already has an entry of replaces that entry, and so does one with the pictures and question of an
+    entry and another answer (`without_contradicted`), which the report's warnings tell.
 
     Args:
         backbone: the frozen model.
@@ -76,7 +77,7 @@ def learn(
         candidates = [examples[i] for i in roles.candidates]
         fresh, keys = extract(backbone, memory, candidates, task, config, progress, ranks)
     new_ids = {entry.id for entry in fresh}
-    old = [entry for entry in memory.entries if entry.id not in new_ids]
+    old, earlier_state = without_contradicted(memory, fresh, candidates, training_state, config, warnings)
     pool = [*old, *fresh]
     costs = torch.tensor([memory.entry_nbytes(entry) for entry in pool])
     total = memory.budget - _fixed_nbytes(memory, task, config)
@@ -94,7 +95,7 @@ def learn(
         if not asks:  # their keys are all that is needed, and those of candidates are there
             asked = [example for example in asked if example.identifier in known]
         questions = questions_of(backbone, asked, [task] * len(asked), config, known)
-        anchors = _anchor_questions(backbone, training_state, examples, memory, config) if asks else []
+        anchors = _anchor_questions(backbone, earlier_state, examples, memory, config) if asks else []
         inner_anchors, outer_anchors = two_levels(anchors)
         splits: dict[Split, list[Question]] = {
             "calibration": questions[: len(roles.calibration)],
@@ -134,7 +135,7 @@ def learn(
         )
     chosen = [pool[i] for i in selection.chosen]
     limits = thresholds(chosen, pool_keys[selection.chosen], [*questions, *anchors], config.key_space)
-    state = training_state.updated(examples, task, config.anchors, config.seed)
+    state = earlier_state.updated(examples, task, config.anchors, config.seed)
     left = {entry.task for entry in chosen}  # examples of other tasks would measure nothing
     state.anchors = [anchor for anchor in state.anchors if anchor.task in left]
     dropped = Counter(entry.task for i, entry in enumerate(old) if i not in set(selection.chosen))
@@ -215,7 +216,7 @@ def entry_id(identifier: str, task: str, taken: set[str]) -> str:
     else:
         if identifier not in taken:
             return identifier
-    return hashlib.sha256(f"{task}\0{identifier}".encode()).hexdigest()[:16]
+    return hashed_id(task, identifier)
 
 
 def _fixed_nbytes(memory: KVMemory, task: str, config: InduceKVConfig) -> int:

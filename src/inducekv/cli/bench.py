@@ -95,6 +95,9 @@ def run(
         typer.Option(min=1, help="Questions answered in one forward pass; by default 128 for a small model, else 32."),
     ] = None,
     as_json: JsonOption = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Give up what unfinished runs of these left, and start them anew.")
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Run methods over streams and write one JSON file for each method, budget and seed.
@@ -102,7 +105,7 @@ def run(
     Run it again after an interruption: finished runs are skipped, the unfinished one goes on at the task it was at.
     """
     from inducekv.bytes import parse_bytes
-    from inducekv.continual.bench import Bench, passes
+    from inducekv.continual.bench import Bench, give_up, passes
     from inducekv.continual.jobs import run_in_processes
     from inducekv.continual.methods import METHODS
     from inducekv.continual.passes import Settings
@@ -123,6 +126,8 @@ def run(
                 "run methods side by side, or accelerate launch to share out each method's work"
             )
         first = True
+        if restart:
+            give_up(results, todo)
         written, left_out = run_in_processes(
             results,
             todo,
@@ -136,6 +141,10 @@ def run(
     else:
         ranks = Ranks.of_environment()
         first = ranks.first
+        if restart:
+            if ranks.first:
+                give_up(results, todo)
+            ranks.wait()
         started = Bench(
             results,
             lambda: _backbone(model, ranks.device),

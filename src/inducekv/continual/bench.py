@@ -71,6 +71,22 @@ def grouped(methods: Sequence[str]) -> list[tuple[str, ...]]:
     return [tuple(members) for members in groups.values()]
 
 
+def unfinished(folder: Path, one: Pass) -> Path:
+    """Where a pass keeps its state until it is finished, in a folder of results."""
+    work = folder / WORK / safe_path(one.stream) / safe_path(one.methods[0])
+    return work / f"{'+'.join(one.methods[1:])}{budget_name(one.budget)}-{one.seed}"
+
+
+def give_up(folder: Path, todo: Sequence[Pass]) -> None:
+    """Removes what unfinished runs of these passes left, so that they start anew; finished results stay.
+
+    Raises:
+        OSError: a file cannot be removed.
+    """
+    for one in todo:
+        Checkpoint(unfinished(folder, one), {}).drop()
+
+
 class Bench:
     """Runs passes on one backbone and writes their results; what is written already is not run again.
 
@@ -115,7 +131,7 @@ class Bench:
         training diverges (`say` tells).
 
         Raises:
-            ResultError: a file is damaged, or was made with other settings.
+            ResultError: a file is damaged, or was made with other settings; so is or was an unfinished run.
             ValueError: no such stream, or its data cannot be read.
         """
         stream, clusters, questions = self._stream_of(one)
@@ -142,8 +158,7 @@ class Bench:
         }
         identity["methods"] = list(one.methods)
         identity["configs"] = json.loads(json.dumps([method.describe() for method in methods]))
-        work = self._folder / WORK / safe_path(one.stream) / safe_path(one.methods[0])
-        checkpoint = Checkpoint(work / f"{'+'.join(one.methods[1:])}{budget_name(one.budget)}-{one.seed}", identity)
+        checkpoint = Checkpoint(unfinished(self._folder, one), identity)
         before, peaks = checkpoint.resume(methods)
         self._ranks.wait()  # before rank 0 saves over what another is still to read
         if before:

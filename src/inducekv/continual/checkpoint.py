@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from inducekv.atomic import write_atomically
 from inducekv.continual.methods.base import Method
-from inducekv.continual.results import MAX_FILE_BYTES, safe_path
+from inducekv.continual.results import MAX_FILE_BYTES, ResultError, safe_path
 from inducekv.continual.runner import MethodResult
+from inducekv.entry import shorten
 
 FORMAT = "inducekv-bench-run-1"
 INDEX = "run.json"
@@ -54,24 +57,65 @@ class Checkpoint:
     def resume(self, methods: Sequence[Method]) -> tuple[list[MethodResult], dict[str, int]]:
         """Brings the methods back to the last task saved; results so far and peaks of memory, empty for a new run.
 
-        A run of other settings, or one whose files are damaged, is dropped: then all starts anew.
+        Raises:
+            ResultError: there is an unfinished run that cannot be read, is damaged or was made with other settings. It
+                is left as it is: hours of work are not given up because a disk was away or an option was forgotten.
         """
         try:
-            if (self.folder / INDEX).stat().st_size > MAX_FILE_BYTES:
-                raise ValueError("too large")
-            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
+            text = self._index()
+        except OSError as error:
+            raise self._refusal(f"cannot be read ({error.strerror or type(error).__name__})") from error
+        if text is None:
+            return [], {}
+        try:
+            index = json.loads(text)
             states = self.folder / safe_path(index["states"])
             results = [MethodResult.from_state(state) for state in index["results"]]
-            usable = index["format"] == FORMAT and index["identity"] == self.identity
-            if not usable or [result.name for result in results] != [method.name for method in methods]:
-                raise ValueError("another run's")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            self.drop()
-            return [], {}
-        for method in methods:
-            method.load(states / safe_path(method.name))
-        return results, index["peaks"]
+            known, identity, peaks = index["format"] == FORMAT, dict(index["identity"]), dict(index["peaks"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise self._refusal("is damaged") from error
+        if not known or identity != self.identity or [each.name for each in results] != [each.name for each in methods]:
+            raise self._refusal(f"was made with other settings ({_difference(identity, self.identity)})")
+        try:
+            for method in methods:
+                method.load(states / safe_path(method.name))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, SafetensorError) as error:
+            raise self._refusal(f"cannot be read (state of {method.name}: {type(error).__name__})") from error
+        return results, peaks
 
     def drop(self) -> None:
-        """Removes the folder."""
+        """Removes the folder; from then on there is no unfinished run.
+
+        Raises:
+            OSError: its index cannot be removed.
+        """
+        (self.folder / INDEX).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _index(self) -> bytes | None:
+        try:
+            if (self.folder / INDEX).stat().st_size > MAX_FILE_BYTES:
+                raise self._refusal("is damaged (too large)")
+            return (self.folder / INDEX).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _refusal(self, what: str) -> ResultError:
+        return ResultError(
+            f"the unfinished run in {shorten(str(self.folder), 200)} {what} and was left as it is; mend that and run "
+            "again to go on with it, or start it anew: the same command with --restart"
+        )
+
+
+def _difference(made: dict[str, Any], now: dict[str, Any]) -> str:
+    """What two identities differ in, in at most 150 bytes."""
+    names = [name for name in {**made, **now} if made.get(name) != now.get(name)]
+    said = (
+        f"{name} {made.get(name)}, now {now.get(name)}" if _short(made.get(name), now.get(name)) else f"other {name}"
+        for name in names
+    )
+    return shorten("; ".join(said) or "another format or other methods", 150)
+
+
+def _short(*values: Any) -> bool:
+    return all(value is None or isinstance(value, int | float) or len(str(value)) <= 20 for value in values)

@@ -9,23 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import regex
 
 from inducekv.continual.graders.base import answer_of, checked_lengths
 from inducekv.examples import Example
 
-_TOKEN = re.compile(r"[^\W_]+(?:[-'.,][^\W_]+)*")
+_OF_WORDS = r"[\p{L}\p{M}\p{N}]"
+_TOKEN = regex.compile(
+    rf"(?:(?<!{_OF_WORDS})[-−]?\.?(?=\d))?{_OF_WORDS}+(?:[-'.,]{_OF_WORDS}+)*"  # -5 and .5 are numbers
+    r"|[\p{S}%&#@]"
+)
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 
 
 def caption_tokens(text: str) -> list[str]:
-    """Lower-case words without punctuation, as PTB's tokens are after the published code drops its punctuation; a
-    contraction stays one word (CHOICE; PTB splits it)."""
-    return _TOKEN.findall(text.lower())
+    """Lower-case words and symbols without punctuation, as PTB's tokens are after the published code drops its
+    punctuation; a contraction stays one word (CHOICE; PTB splits it). Words are letters, marks and numbers of Unicode.
+    """
+    return _TOKEN.findall(unicodedata.normalize("NFC", text).lower())
 
 
 class _NoSynonyms:

@@ -30,7 +30,10 @@ _LONE_STOP = re.compile(r"(?<!\d)\.|\.(?!\d)")
 
 def vqa_normalised(text: str) -> str:
     """An answer as VQA's evaluation compares it: lower case, no articles and punctuation, digits for small numbers,
-    apostrophes of contractions put back. Written from the published rules; the list of contractions is CHOICE."""
+    apostrophes of contractions put back. Written from the published rules; the list of contractions is CHOICE.
+
+    As published it loses a number's leading minus sign and point: "-5" and ".5" are "5".
+    """
     text = _BETWEEN_DIGITS.sub("", text.replace("\n", " ").replace("\t", " ").strip())
     for mark in _PUNCTUATION:
         joined = f"{mark} " in text or f" {mark}" in text
@@ -71,5 +74,7 @@ def _label(prediction: str, example: Example) -> float:
     return min(1.0, max(scores, default=0.0))
 
 
-VQA_SOFT = PerAnswer("vqa_soft", _soft, "agreement with ten people; of one reference: exact after VQA's rules")
+VQA_SOFT = PerAnswer(
+    "vqa_soft", _soft, "agreement with ten people, of one reference exact, after VQA's rules: -5 and .5 are 5"
+)
 VQA_LABEL = PerAnswer("vqa_label", _label, "VQACL: the soft label of the answer; any other answer is wrong")

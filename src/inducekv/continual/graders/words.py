@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inducekv.continual.graders.base import PerAnswer, answer_of
-from inducekv.continual.graders.exact import exact_match
+from inducekv.continual.graders.exact import normalised
 from inducekv.examples import Example
 
 
@@ -29,15 +29,14 @@ def _squeezed(prediction: str, example: Example) -> bool:
 
 
 def _squeezed_caseless(prediction: str, example: Example) -> bool:
-    return exact_match(prediction, answer_of(example)) or _squeezed(prediction.lower(), _lower(example))
-
-
-def _lower(example: Example) -> Example:
-    return Example(example.question, answer_of(example).lower())
+    said, expected = (normalised(text).replace(" ", "") for text in (prediction, answer_of(example)))
+    return bool(said) and said == expected
 
 
 UPPER = PerAnswer("upper", _upper, "CoIN (VQAv2, VizWiz), UCIT, CL-MoE: the same in capitals, punctuation counts")
 GQA = PerAnswer("gqa", _gqa, "GQA: the same in lower case, but for full stops at the end")
 OCR_VQA = PerAnswer("ocr_vqa", _ocr_vqa, 'CoIN: the same in lower case; whatever says "unanswerable" is wrong')
-SQUEEZED_FAITHFUL = PerAnswer("finance/faithful", _squeezed, "MLLM-CL Fin: the same without blanks and full stops")
-SQUEEZED_FIXED = PerAnswer("finance/fixed", _squeezed_caseless, "as published, but case does not count")
+SQUEEZED_FAITHFUL = PerAnswer(
+    "finance/faithful", _squeezed, "MLLM-CL Fin: the same without blanks and full stops, so 1.5 is 15; case counts"
+)
+SQUEEZED_FIXED = PerAnswer("finance/fixed", _squeezed_caseless, "without blanks after `normalised`: 1.5 is not 15")
