@@ -26,6 +26,7 @@ class Experience:
         grader: how answers to its test examples are scored.
         faithful_grader: the published grader where `grader` mends a fault of it; None where they are the same.
         position: its place in the stream from 0, always readable.
+        also: further graders to report the final answers under.
 
     Raises:
         ValueError: no training or no test examples, or one of them has no answer.
@@ -38,6 +39,7 @@ class Experience:
     grader: Grader = EXACT
     faithful_grader: Grader | None = None
     position: int = 0
+    also: tuple[Grader, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("train", "test", "validation"):

@@ -16,6 +16,7 @@ from inducekv.continual.methods.inducekv import ABLATIONS, ONLY_NAMED, InduceKV
 from inducekv.continual.methods.joint_lora import JointLora
 from inducekv.continual.methods.l2p import L2P
 from inducekv.continual.methods.lwf_lora import LwfLora
+from inducekv.continual.methods.masked_prompt import MaskedPrompt
 from inducekv.continual.methods.moelora import MoELora
 from inducekv.continual.methods.nearest_neighbour import NearestNeighbour
 from inducekv.continual.methods.olora import OLora
@@ -66,6 +67,10 @@ def _retrieved_prompt(backbone: Backbone, *, partner: Method | None, max_new_tok
     return RetrievedPrompt(_partner(partner, RetrievedPrompt).model, max_new_tokens)
 
 
+def _masked_prompt(backbone: Backbone, *, partner: Method | None, max_new_tokens: int, **_: Any) -> Method:
+    return MaskedPrompt(_partner(partner, MaskedPrompt).model, max_new_tokens)
+
+
 def _partner(partner: Method | None, kind: type[Method]) -> InduceKV:
     if not isinstance(partner, InduceKV):
         raise ValueError(
@@ -89,6 +94,7 @@ METHODS: dict[str, MethodKind] = {
         _row(ZeroShot, "the frozen model as it is", _zero_shot),
         _row(NearestNeighbour, "the answer of InduceKV's nearest entry, copied", _nearest_neighbour),
         _row(RetrievedPrompt, "the examples that InduceKV retrieves, as chat turns", _retrieved_prompt),
+        _row(MaskedPrompt, "the same examples as memory, encoded alone, whole and in full precision", _masked_prompt),
         _trained(IndividualLora, "a LoRA for each task, chosen by its label"),
         _trained(JointLora, "one LoRA trained on all tasks at once"),
         _trained(SequentialLora, "one LoRA trained on one task after another"),
