@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from inducekv.backbone import Backbone
 from inducekv.continual.checkpoint import Checkpoint
@@ -332,7 +333,7 @@ def _methods(one: Pass, backbone: Backbone, stream_length: int, settings: Settin
     methods: list[Method] = []
     for name in one.methods:
         kind = METHODS[name].method
-        options = {"recipe": _recipe(kind, settings)} if issubclass(kind, TrainedMethod) else {}
+        options: dict[str, Any] = {"recipe": _recipe(kind, settings)} if issubclass(kind, TrainedMethod) else {}
         method = make_method(
             name,
             backbone,

@@ -4,13 +4,15 @@ Where the published code has a known fault there are two graders: `<name>/faithf
 what was meant.
 """
 
-from inducekv.continual.graders import boxes, choice, containment, medical, rouge, vqa, words
+from inducekv.continual.graders import boxes, choice, containment, medical, vqa, words
 from inducekv.continual.graders.base import Grader, PerAnswer
 from inducekv.continual.graders.captions import COCO_CAPTION
 from inducekv.continual.graders.exact import EXACT, accuracy, exact_match, normalised
+from inducekv.continual.graders.rouge import ROUGE_L
 
 _ALL: tuple[Grader, ...] = (
     EXACT,
+    ROUGE_L,
     words.UPPER,
     words.GQA,
     words.OCR_VQA,
@@ -32,7 +34,6 @@ _ALL: tuple[Grader, ...] = (
     containment.SCIENCE_FIXED,
     medical.MEDICAL_EXACT,
     medical.MEDICAL_RECALL,
-    rouge.ROUGE_L,
     COCO_CAPTION,
 )
 GRADERS: dict[str, Grader] = {grader.name: grader for grader in _ALL}

@@ -29,8 +29,8 @@ KEPT = 2**29
 class MaskedPrompt(RetrievedPrompt):
     """Reads the same examples as `RetrievedPrompt`, each encoded alone and whole, in full precision, in every layer.
 
-    A prompt in which no example sees another. Retrieval, weights and injection are the memory's own, so that what
-    `RetrievedPrompt` is ahead of it is lost by encoding examples alone, and what it is ahead of InduceKV by compression.
+    A prompt in which no example sees another. Retrieval, weights and injection are the memory's own: what it lies
+    behind `RetrievedPrompt` is lost by encoding examples alone, and what InduceKV lies behind it by compression.
     Examples are encoded when a question first retrieves them.
     """
 
