@@ -76,6 +76,7 @@ def run(
         "benchmarks/results"
     ),
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of each split of a task, at most.")] = None,
+    tasks: Annotated[int | None, typer.Option(min=1, help="Only so many of a stream's first tasks.")] = None,
     train_samples: Annotated[
         int | None, typer.Option(min=1, help="Examples to learn a task from, at most, balanced over answers.")
     ] = None,
@@ -137,6 +138,7 @@ def run(
         limit,
         max_new_tokens,
         ahead,
+        tasks=tasks,
         train_samples=train_samples,
         test_samples=test_samples,
         evaluate=_cells(evaluate),

@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 RENDERED = "256MiB"
 """Of questions as model inputs, kept between the rows of a matrix: after each task all earlier ones are asked again."""
-OF_STREAM = ("limit", "train_samples", "test_samples", "choices")
+OF_STREAM = ("limit", "tasks", "train_samples", "test_samples", "choices")
 """Fields of `Settings` that say what is read of a stream."""
 SMALL = 100_000_000
 """Parameters of a model whose steps take longer for their calls than for their arithmetic, at most. CHOICE."""

@@ -22,6 +22,7 @@ class Settings:
         limit: examples of each split of a task, at most; None for all.
         max_new_tokens: longest answer; None: what suits the stream.
         ahead: ask each task also just before it is learned (forward transfer), where all cells are asked.
+        tasks: only so many of the stream's first tasks; None: all.
         train_samples, test_samples: examples to learn from and to ask a task, at most, balanced over answers.
         evaluate: which cells of the accuracy matrix are asked; None: what suits the stream.
         choices: keep the list of choices in the questions of streams that have one.
@@ -33,6 +34,7 @@ class Settings:
     limit: int | None = None
     max_new_tokens: int | None = None
     ahead: bool = True
+    tasks: int | None = None
     train_samples: int | None = None
     test_samples: int | None = None
     evaluate: Evaluate | None = None

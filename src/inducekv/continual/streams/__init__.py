@@ -37,6 +37,7 @@ def stream_named(
     seed: int = 0,
     root: Path | None = None,
     limit: int | None = None,
+    tasks: int | None = None,
     train_samples: int | None = None,
     test_samples: int | None = None,
     choices: bool = False,
@@ -48,13 +49,14 @@ def stream_named(
         seed: of generated tasks, and of the choice that `limit` and samples make.
         root: the folder of the download; every stream but `embedded/*` needs it.
         limit: examples a split at most, chosen at random.
+        tasks: only so many of its first tasks; None: all.
         train_samples, test_samples: examples to learn from and to ask a task at most, chosen at random and balanced
             over answers.
         choices: keep the list of choices in the questions.
 
     Raises:
-        ValueError: an unknown name, a missing `root`, missing or malformed files, a negative seed, a limit below 1,
-            `choices` of a stream whose questions have no such list.
+        ValueError: an unknown name, a missing `root`, missing or malformed files, a negative seed, a limit or number
+            of tasks or samples below 1, `choices` of a stream whose questions have no such list.
     """
     kind = stream_kind(name)
     if kind.needs_root and root is None:
@@ -68,7 +70,9 @@ def stream_named(
             raise ValueError(f"choices can be kept in the questions of {' and '.join(listing)}, not of {name}")
         options["choices"] = True
     stream = kind.load(seed=seed, root=None if root is None else Path(root), limit=limit, **options)
-    if train_samples is None and test_samples is None:
+    if tasks is not None and tasks < 1:
+        raise ValueError(f"tasks must be at least 1, got {tasks}")
+    if tasks is None and train_samples is None and test_samples is None:
         return stream
     experiences = tuple(
         replace(
@@ -76,7 +80,7 @@ def stream_named(
             train=tuple(balanced(experience.train, train_samples, seed, f"{experience.task} train")),
             test=tuple(balanced(experience.test, test_samples, seed, f"{experience.task} test")),
         )
-        for experience in stream.experiences
+        for experience in stream.experiences[:tasks]
     )
     return replace(stream, experiences=experiences)
 
