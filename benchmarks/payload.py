@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, object]] = {
     "keep-answer, int4, sqrt (paper)": {"weighting": "sqrt"},
     "keep-answer, int4, log, top 4": {"top_k": 4},
     "keep-answer, int4, log, top 16": {"top_k": 16},
-    "keep-answer, int4, log, key centred": {"key_centering": True},
+    "keep-answer, int4, log, key centred": {"key_space": "centred"},
     "keep-answer, int4, log, in flight": {"retrieval": "in_flight"},
 }
 

@@ -413,11 +413,11 @@ def test_thresholds_lie_below_nearly_all_questions_of_the_task_and_above_foreign
     own = [Question(Example("q", "a", (), f"e{i}"), keys[i], "t") for i in range(10)]
     asked = near(centre, 200)
     held_out = [Question(Example("q", "a", (), f"q{i}"), asked[i], "t") for i in range(20)]
-    limit = thresholds(entries, keys, own + held_out, centering=False)["t"]
+    limit = thresholds(entries, keys, own + held_out, space="raw")["t"]
     best = (asked @ keys.T).amax(1)
     assert float((best < limit).float().mean()) < 0.02
     assert float((near(other, 200) @ keys.T).amax()) < limit < 0.999
-    assert thresholds(entries[:1], keys[:1], own[:1], centering=False) == {}
+    assert thresholds(entries[:1], keys[:1], own[:1], space="raw") == {}
 
 
 def test_a_few_anchors_never_make_an_earlier_task_refuse_more(llava):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from inducekv.retrieval import Calibration, retrieve, similarities
+from inducekv.retrieval import Calibration, retrieve
 
 
 def unit(rows: int, dim: int = 6, seed: int = 0) -> torch.Tensor:
@@ -96,14 +96,6 @@ def test_weights_can_keep_an_entry_out_of_the_top_k() -> None:
 def test_an_empty_memory_gives_no_slots() -> None:
     got = retrieve(unit(2), torch.empty(0, 6), 0.1, top_k=4)
     assert got.indices.shape == (2, 0) and not got.valid.any()
-
-
-def test_centering_removes_what_all_keys_share() -> None:
-    common = 30 * torch.ones(6)
-    keys, queries = normalize(unit(4, seed=1) + common, dim=-1), normalize(unit(2) + common, dim=-1)
-    plain, centred = similarities(queries, keys), similarities(queries, keys, centering=True)
-    assert plain.amin() > 0.99 and centred.amin() < 0.5
-    assert torch.equal(similarities(queries, keys[:1], centering=True), plain[:, :1])
 
 
 def test_calibration_starts_where_it_is_told() -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from inducekv.entry import Entry
-from inducekv.retrieval import similarities
+from inducekv.key_space import KeySpace, KeySpaceName
 from inducekv.selection.questions import Question
 
 LOW_QUANTILE = 0.05
@@ -20,7 +20,7 @@ def thresholds(
     entries: Sequence[Entry],
     keys: Float[Tensor, "entries key_dim"],
     questions: Sequence[Question],
-    centering: bool,
+    space: KeySpaceName,
 ) -> dict[str, float]:
     """Least similarity to a task's entries below which a question is none of that task's (CHOICE).
 
@@ -33,14 +33,15 @@ def thresholds(
         entries: committed.
         keys: `[entries, key_dim]` of the entries.
         questions: of any task, with keys.
-        centering: as in retrieval.
+        space: as in retrieval.
     """
     limits = {}
+    compared = KeySpace.of(keys, space)
     for task in dict.fromkeys(entry.task for entry in entries):
         asked = [question for question in questions if question.task == task]
         if not asked:
             continue
-        near = similarities(torch.stack([question.key for question in asked]), keys, centering)
+        near = compared.similarities(torch.stack([question.key for question in asked]), keys)
         foreign = [[entry.task != task or entry.id == q.entry for entry in entries] for q in asked]
         best = near.masked_fill(torch.tensor(foreign), -torch.inf).amax(1)
         best = best[best > -torch.inf].double()

@@ -136,7 +136,7 @@ class Attachment:
         return injection
 
     def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward-pre-hook of a text decoder with sliding windows: note where the queries are."""
+        """Forward-pre-hook of the text decoder: note where the queries are."""
         positions = kwargs.get("position_ids")
         if positions is None:
             given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
@@ -156,6 +156,15 @@ class Attachment:
         places = expanded(places, max(1, queries.shape[0] // places.shape[0])).to(queries.device)
         return (queries[:, :, None] - places[:, None] < window)[:, None]
 
+    def _reading(self) -> Bool[Tensor, "batch 1 queries 1"] | None:
+        """Which queries read memory; None: all. Those of the preamble do not (`Injection.guard`)."""
+        injection = self.injection
+        if injection is None or injection.guard is None or self._query_positions is None:
+            return None
+        queries, guard = self._query_positions, injection.guard
+        guard = expanded(guard, max(1, queries.shape[0] // len(guard))).to(queries.device)
+        return (queries >= guard[:, None])[:, None, :, None]
+
     def _continues(self, ids: Tensor | None) -> bool:
         before = self._prompt
         if ids is None or before is None or ids.shape[0] != before.shape[0] or ids.shape[1] <= before.shape[1]:
@@ -168,12 +177,13 @@ class Attachment:
         assert injection is not None
         read = injection.visible(layer)
         if injection.layer_mask is not None or (injection.bias is not None and injection.bias.requires_grad):
-            return widened_mask(injection, read, query, own, mask, self._near(window))
+            return widened_mask(injection, read, query, own, mask, self._near(window), self._reading())
         key = (window, own, query.shape[2], query.shape[0], query.dtype, query.device, id(injection))
         known = self._masks.get(key)
         if known is None or known[0] is not mask:
             self._masks = {k: v for k, v in self._masks.items() if k[1:] == key[1:]}  # of this forward pass alone
-            known = self._masks[key] = (mask, widened_mask(injection, read, query, own, mask, self._near(window)))
+            made = widened_mask(injection, read, query, own, mask, self._near(window), self._reading())
+            known = self._masks[key] = (mask, made)
         return known[1]
 
     def record(self, mass: Float[Tensor, "batch tokens"], injection: Injection) -> None:

@@ -167,7 +167,7 @@ def attached(
     if isinstance(memory, InFlight):
         key_layer = text.layers[memory.layer]
         hooks.append(key_layer.register_forward_pre_hook(attachment.before_key_layer, with_kwargs=True))
-    if memory is not None and getattr(text.config, "sliding_window", None):
+    if memory is not None:  # where the queries are: for sliding windows, and for the preamble
         hooks.append(text.register_forward_pre_hook(attachment.before_decoder, with_kwargs=True))
     try:
         if wanted != before:

@@ -16,6 +16,7 @@ def widened_mask(
     own: int,
     mask: Tensor | None,
     near: Bool[Tensor, "batch 1 queries tokens"] | None,
+    reading: Bool[Tensor, "batch 1 queries 1"] | None = None,
 ) -> Tensor:
     """A mask over [memory; own] `[batch, 1, queries, memory + own]`: bool, or float where the memory has a bias.
 
@@ -24,6 +25,7 @@ def widened_mask(
         own: keys of the layer itself (prompt and answer so far).
         mask: over those, bool or additive, or None as attention kernels understand it.
         near: memory tokens that a sliding window holds; None: all.
+        reading: queries that read memory (not those of the preamble); None: all.
     """
     batch, _, length, _ = query.shape
     repeats, device = repeats_of(batch, injection), query.device
@@ -32,6 +34,8 @@ def widened_mask(
     visible = expanded(read, repeats).to(device)[:, None, None].expand(-1, 1, length, -1)
     if near is not None:
         visible = visible & near.to(device)
+    if reading is not None:
+        visible = visible & reading.to(device)
     mask = mask[..., :own].expand(batch, -1, -1, -1)
     if injection.bias is None and mask.dtype == torch.bool:
         return torch.cat([visible.expand(-1, mask.shape[1], -1, -1), mask], -1)

@@ -23,6 +23,7 @@ from inducekv.fingerprint import embedding_hash, fingerprint_of
 from inducekv.injection import Injection
 from inducekv.loading import loaded
 from inducekv.own_config import changed
+from inducekv.preamble import common_beginning
 from inducekv.preparing import batched
 from inducekv.progress import SILENT, Progress
 from inducekv.rendering import Batch, Prepared, Rendered, render
@@ -32,6 +33,8 @@ from inducekv.scoring import Scores, answer_nll
 if TYPE_CHECKING:
     from inducekv.compression import LiveCompression
 
+PROBES = ("What is this?", "43 apples")
+"""Two questions without a token in common, to find what a template writes before them."""
 RowsInjection = Injection | Callable[[Tensor], Injection | Provider | InFlight | None] | None
 """Memory for a whole list of examples, or a function that gives it for some of the rows (indices `[batch]`)."""
 
@@ -188,28 +191,89 @@ class Backbone:
         batch_size: int = 32,
         progress: Progress = SILENT,
         scorer: "LiveCompression | None" = None,
+        shared_preamble: bool = False,
+        behind: Sequence[Sequence[Example]] | None = None,
     ) -> list[Encoded]:
-        """One frozen pass over question and answer of every example, each encoded alone (InduceKV, specs section 1).
+        """One frozen pass over question and answer of every example (InduceKV, specs section 1).
 
         Args:
             examples: each with an answer.
             key_layer: hidden state of the retrieval key, 0 (embeddings) to `layers`; -1: the last; None: the middle.
             key_pool: see `retrieval_key`.
             scorer: a compression that selects tokens; its scores go into `Encoded.scores`.
+            shared_preamble: leave out the tokens that every prompt begins with (`preamble`).
+            behind: for each example, others with answers that are read before it, as turns of the chat; only the
+                example's own tokens are returned (its key then knows of the others too). None: each is read alone.
 
         Raises:
-            ValueError: as `prepare`, and for a `key_layer` out of range.
+            ValueError: as `prepare`, for a `key_layer` out of range, and where the chat template renders an example
+                otherwise behind others than alone.
         """
-        prepared = self.prepare(examples, True, batch_size=batch_size)
+        prepared = self.prepare(examples, True, batch_size=batch_size, shown=behind)
+        skipped = self._before_own(examples, prepared, behind, shared_preamble)
         encoded: list[Encoded | None] = [None] * prepared.count
         progress.start("encoding examples", prepared.count)
         for batch in prepared.batches:
-            rows = encode_batch(self, batch, key_layer, key_pool, scorer)
+            before_own = [skipped[row] for row in batch.rows.tolist()]
+            rows = encode_batch(self, batch, key_layer, key_pool, scorer, before_own)
             for row, made in zip(batch.rows.tolist(), rows, strict=True):
                 encoded[row] = made
             progress.advance(len(batch.rows))
         progress.stop()
         return [e for e in encoded if e is not None]
+
+    def _before_own(
+        self,
+        examples: Sequence[Example],
+        prepared: Prepared,
+        behind: Sequence[Sequence[Example]] | None,
+        shared_preamble: bool,
+    ) -> list[int]:
+        """For each example, how many of its rendered tokens are not its own."""
+        skipped = [0] * len(examples)
+        if behind is None and not shared_preamble:
+            return skipped
+        rows = {}
+        for batch in prepared.batches:
+            real = batch.inputs["attention_mask"].bool()
+            for place, row in enumerate(batch.rows.tolist()):
+                rows[row] = batch.inputs["input_ids"][place][real[place]].tolist()
+        for row, (example, ids) in enumerate(zip(examples, [rows[row] for row in range(len(examples))], strict=True)):
+            alone = ids
+            if behind is not None and behind[row]:
+                render_alone = partial(render, self.processor, example, True, self.end_tokens)
+                alone = self.rendered.get((example, 1), render_alone).inputs["input_ids"][0].tolist()
+            own = len(alone) - len(common_beginning(alone, self.preamble))
+            if ids[len(ids) - own :] != alone[len(alone) - own :]:
+                raise ValueError(
+                    f"the chat template renders example {example.identifier!r} otherwise behind others than alone; "
+                    "encode every example alone: neighbours=0"
+                )
+            keep = own if shared_preamble or (behind is not None and behind[row]) else len(ids)
+            skipped[row] = len(ids) - keep
+        return skipped
+
+    @cached_property
+    def closing(self) -> int:
+        """How many tokens every rendered prompt ends with: what the template writes after the question."""
+        return len(common_beginning(*[ids[::-1] for ids in self._probes]))
+
+    @cached_property
+    def _probes(self) -> list[list[int]]:
+        examples = [Example(question, None) for question in PROBES]
+        return [render(self.processor, e, False, self.end_tokens).inputs["input_ids"][0].tolist() for e in examples]
+
+    @cached_property
+    def preamble(self) -> tuple[int, ...]:
+        """Token ids that every rendered prompt begins with: beginning of text, system text, header of the question.
+
+        Found by rendering two questions that have nothing in common; it ends before the first picture.
+        """
+        shared = common_beginning(*self._probes)
+        if self.family.token_types == "prefix":  # the whole prompt sees itself in both directions: no part is as alone
+            return ()
+        end = shared.index(self.image_token) if self.image_token in shared else len(shared)
+        return tuple(shared[:end])
 
     def query_keys(
         self,

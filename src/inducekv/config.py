@@ -9,25 +9,28 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inducekv.bytes import parse_bytes
 from inducekv.json_object import read_json_object
+from inducekv.key_space import KeySpaceName
 
 if TYPE_CHECKING:
     from inducekv.compression import Compression
 
 PayloadDtype = Literal["float32", "float16", "bfloat16", "int8", "int4", "int3", "int2", "levels4", "polar4", "polar3"]
 KeyDtype = Literal["float16", "int8", "int4"]
-KeyPool = Literal["last_and_text", "last", "mean"]
+KeyPool = Literal["last_and_text", "question", "last", "mean"]
 DEFAULT_KEY_POOL: KeyPool = "last_and_text"
 Retrieval = Literal["in_flight", "two_pass"]
 Weighting = Literal["sqrt", "sqrt_max", "log", "none"]
 Visibility = Literal["all", "window"]
 Selector = Literal["bilevel", "greedy", "facility_location", "herding", "reservoir", "random"]
-PAYLOADS = ("none", "mean_pool", "keep_answer", "shift_kv", "auto")
+PAYLOADS = ("none", "mean_pool", "keep_answer", "keep_tail", "shift_kv", "auto")
 """Names that `payload` may have."""
 Hypergradient = Literal["first_order", "implicit"]
 
 
 FAST: dict[str, Any] = {"selector": "facility_location", "calibration_steps": 0}
 """Fields of `InduceKVConfig.fast()`."""
+LARGEST_MASS = 20.0
+"""What may be added to the logits of memory tokens, at most: a factor of 5e8 on their attention."""
 LARGEST_FILE = 65_536
 """Bytes of a file of fields, at most: it may come from where models come from."""
 
@@ -39,20 +42,28 @@ class InduceKVConfig:
     Attributes:
         budget: bytes the memory may occupy on disk, an int or text such as `"256KiB"`.
         payload: a compression method, or its name: `"none"`, `"mean_pool"` (the paper's), `"keep_answer"`,
-            `"shift_kv"`; or `"auto"`: this and the next four are found on the first task's examples.
+            `"keep_tail"`, `"shift_kv"`; or `"auto"`: this and the next four are found on the first task's examples.
         payload_tokens: `mean_pool`: tokens an entry is pooled to (at least 1); `keep_answer`: tokens the part that is
-            not the answer is pooled to (0 drops it); `shift_kv`: tokens that stay (at least 1); ignored by `none`.
+            not the answer is pooled to (0 drops it); `keep_tail`: tokens before the answer that stay; `shift_kv`:
+            tokens that stay (at least 1); ignored by `none`.
         payload_dtype: number format of stored keys and values; all but floats have a float16 scale a token,
             layer and head. A `payload` with a format of its own (`Compression.payload_dtype`) rules over it.
         key_dtype: number format of stored retrieval keys; integers are codes of the rotated key and need no scale.
         payload_layers: the model's layers that payloads are stored of and that read them, ascending; negative ones
             count from the end (`(0, -1)`: the first and the last); `None`: all, or with in-flight retrieval all from
             `key_layer` up.
+        shared_preamble: entries are stored without the tokens that every prompt begins with (beginning of text, system
+            text, header), and those of a prompt do not read memory: they stay as they are without it.
+        neighbours: other examples of the task, the nearest, that an example is encoded behind; its entry holds its own
+            tokens only. 0: every example is encoded alone.
+        mass: what is added to the logits of memory tokens at first (see `Calibration.mass`).
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's);
-            `"last_and_text"`: the last token, and beside it the mean input embedding of the words.
-        key_centering: subtract the mean of the memory's keys before comparing; needs at least two entries to act.
+            `"last_and_text"`: the last token, and beside it the mean input embedding of the words; `"question"`: the
+            tokens of pictures and question alone, without what every prompt begins and ends with.
+        key_space: how retrieval keys are compared: `"raw"` (the paper's), `"centred"` by the memory's mean, or
+            `"whitened"` by the memory's keys (see `KeySpace`); the last two need at least two entries to act.
         retrieval: `"in_flight"`: the key is taken from `key_layer` within the pass that reads the prompt, and only that
             layer and those above it read memory; payloads of the lower layers are not stored. `"two_pass"` (the
             paper's): one extra frozen pass gives the query's key, and all layers read memory.
@@ -86,9 +97,12 @@ class InduceKVConfig:
     payload_dtype: PayloadDtype = "int4"
     key_dtype: KeyDtype = "int4"
     payload_layers: tuple[int, ...] | None = None
+    shared_preamble: bool = False
+    neighbours: int = 0
+    mass: float = 0.0
     key_layer: int | None = None
     key_pool: KeyPool = DEFAULT_KEY_POOL
-    key_centering: bool = False
+    key_space: KeySpaceName = "raw"
     retrieval: Retrieval = "two_pass"
     top_k: int | None = 16
     weighting: Weighting = "log"
@@ -119,6 +133,7 @@ class InduceKVConfig:
             ("payload_dtype", PayloadDtype),
             ("key_dtype", KeyDtype),
             ("key_pool", KeyPool),
+            ("key_space", KeySpaceName),
             ("retrieval", Retrieval),
             ("weighting", Weighting),
             ("visibility", Visibility),
@@ -137,6 +152,7 @@ class InduceKVConfig:
             object.__setattr__(self, "payload_layers", _layers(self.payload_layers))
         for name, least in (
             ("payload_tokens", 1 if self.payload in ("mean_pool", "shift_kv") else 0),
+            ("neighbours", 0),
             ("candidates", 1),
             ("anchors", 0),
             ("projection_dim", 1),
@@ -164,7 +180,9 @@ class InduceKVConfig:
                 raise TypeError(f"{name} must be a number, got {value!r}")
             if not math.isfinite(value) or value < 0 or (positive and value == 0):
                 raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
-        for name in ("key_centering", "abstain"):
+        if isinstance(self.mass, bool) or not isinstance(self.mass, int | float) or not abs(self.mass) <= LARGEST_MASS:
+            raise ValueError(f"mass must be a number from -{LARGEST_MASS:g} to {LARGEST_MASS:g}, got {self.mass!r}")
+        for name in ("abstain", "shared_preamble"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
@@ -188,7 +206,7 @@ class InduceKVConfig:
                 "key_dtype": "float16",
                 "key_layer": -1,
                 "key_pool": "mean",
-                "key_centering": False,
+                "key_space": "raw",
                 "temperature": 0.07,
                 "retrieval": "two_pass",
                 "top_k": None,

@@ -1,5 +1,6 @@
 """From a batch of examples with answers to what one frozen pass leaves of each."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -22,9 +23,17 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def encode_batch(
-    backbone: "Backbone", batch: Batch, key_layer: int | None, key_pool: KeyPool, scorer: "LiveCompression | None"
+    backbone: "Backbone",
+    batch: Batch,
+    key_layer: int | None,
+    key_pool: KeyPool,
+    scorer: "LiveCompression | None",
+    before_own: Sequence[int],
 ) -> list[Encoded]:
-    """Rows of a batch, each encoded alone; see `Backbone.encode`.
+    """Rows of a batch; see `Backbone.encode`.
+
+    Args:
+        before_own: for each row, how many of its first tokens are read but do not belong to the example.
 
     Raises:
         ValueError: `key_layer` is out of range.
@@ -38,19 +47,20 @@ def encode_batch(
     prefix = real & ~batch.answer_mask
     keys = retrieval_key(backbone, hidden_of(output), key_pool, prefix, batch.inputs["input_ids"])
     kinds = kinds_of(batch, backbone.image_token)
-    first, last = extent(before.get("position_ids"), real)
+    own = real & (real.long().cumsum(-1) > torch.tensor(list(before_own), device=real.device)[:, None])
+    first, last = extent(before.get("position_ids"), own)
     layers = output[CACHE].layers
     made, values = (torch.stack([getattr(x, name).to(real.device) for x in layers], 1) for name in ("keys", "values"))
     shifted = shift_keys(backbone.text_model, made, -(last + 1))
     return [
         Encoded(
             key=keys[i],
-            keys=shifted[i][:, :, real[i]],
-            values=values[i][:, :, real[i]],
-            kinds=kinds[i][real[i]],
+            keys=shifted[i][:, :, own[i]],
+            values=values[i][:, :, own[i]],
+            kinds=kinds[i][own[i]],
             span=int(last[i] - first[i]) + 1,
             answer_length=int(batch.answer_lengths[i]),
-            scores=None if scores is None else scores[i][:, :, real[i]],
+            scores=None if scores is None else scores[i][:, :, own[i]],
         )
         for i in range(len(real))
     ]

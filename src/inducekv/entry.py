@@ -32,6 +32,7 @@ class Entry:
         span: positions it occupies.
         answer_length: answer tokens of the original example.
         question, answer: source text to show to a person, shortened to 512 UTF-8 bytes together (the question first).
+        behind: ids of the examples that it was encoded behind; no part of the file.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Entry:
     answer_length: int
     question: str = ""
     answer: str = ""
+    behind: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, name in (("entry id", self.id), ("task name", self.task)):
@@ -65,12 +67,13 @@ class Entry:
         key_dtype: KeyDtype | str = "float16",
         question: str = "",
         answer: str = "",
+        behind: tuple[str, ...] = (),
     ) -> "Entry":
         """An entry from an encoded (and compressed) example.
 
         Args:
             encoded: the example, with keys and values of all layers.
-            id, task, question, answer: as of an entry.
+            id, task, question, answer, behind: as of an entry.
             payload_dtype: number format of the payload.
             layers: the layers to store (a memory's `Layout.layers`), ascending; `None`: all.
             key_dtype: number format of the retrieval key (a memory's `Layout.key_dtype`).
@@ -80,7 +83,7 @@ class Entry:
         """
         key = encode_key(encoded.key.detach().cpu(), key_dtype)
         payload = Payload.store(encoded, payload_dtype, layers)
-        return cls(id, task, key, payload, encoded.span, encoded.answer_length, question, answer)
+        return cls(id, task, key, payload, encoded.span, encoded.answer_length, question, answer, behind)
 
     @property
     def tokens(self) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import safetensors.torch
@@ -16,6 +17,7 @@ from inducekv.config import InduceKVConfig
 from inducekv.entry import Entry
 from inducekv.examples import Example
 from inducekv.memory import KVMemory
+from inducekv.neighbours import Neighbours, nearest_others
 from inducekv.progress import SILENT, Progress
 from inducekv.ranks import ALONE, Ranks
 from inducekv.stored_payload import Payload
@@ -41,14 +43,16 @@ def extract(
     Raises:
         ValueError: as `Backbone.encode` and `Entry.of`; in every process, whichever of them met it.
     """
-    chunks = [examples[start : start + config.batch_size] for start in range(0, len(examples), config.batch_size)]
+    behind = nearest_others(backbone, examples, config, progress) if config.neighbours else None
+    places = range(len(examples))
+    chunks = [places[start : start + config.batch_size] for start in range(0, len(examples), config.batch_size)]
     mine = chunks[ranks.rank :: ranks.count]
     progress.start("encoding candidates", sum(map(len, mine)))
     made: list[Extracted] = []
     mistake: ValueError | None = None
     try:
         for chunk in mine:
-            made += _encoded(backbone, memory, chunk, task, config)
+            made += _encoded(backbone, memory, examples, chunk, behind, task, config)
             progress.advance(len(chunk))
     except ValueError as error:
         if ranks.count == 1:
@@ -66,17 +70,29 @@ def extract(
 
 
 def _encoded(
-    backbone: Backbone, memory: KVMemory, examples: Sequence[Example], task: str, config: InduceKVConfig
+    backbone: Backbone,
+    memory: KVMemory,
+    examples: Sequence[Example],
+    chunk: Sequence[int],
+    behind: Neighbours | None,
+    task: str,
+    config: InduceKVConfig,
 ) -> Iterator[Extracted]:
     compression = compression_named(config)
     encoded = backbone.encode(
-        examples,
+        [examples[place] for place in chunk],
         key_layer=config.key_layer,
         key_pool=config.key_pool,
         batch_size=config.batch_size,
         scorer=compression.scorer,
+        shared_preamble=config.shared_preamble,
+        behind=None if behind is None else [[examples[other] for other in behind.places[place]] for place in chunk],
     )
-    for example, whole in zip(examples, encoded, strict=True):
+    for place, whole in zip(chunk, encoded, strict=True):
+        example, others = examples[place], tuple[str, ...]()
+        if behind is not None:  # read behind others, the retrieval key would know of them
+            whole = replace(whole, key=behind.retrieval_keys[place])
+            others = tuple(examples[other].identifier for other in behind.places[place])
         entry = Entry.of(
             compression.compress(whole),
             id=example.identifier,
@@ -86,6 +102,7 @@ def _encoded(
             answer=example.answer or "",
             layers=memory.layout.layers,
             key_dtype=memory.layout.key_dtype,
+            behind=others,
         )
         yield entry, whole.key.detach().float().cpu()
 

@@ -42,6 +42,8 @@ class Injection:
         span: positions that the longest row's memory takes before the prompt.
         layer_mask: `[rows, layers, tokens]` where layers hold different tokens: True where the row reads the token in
             that layer (in the order of `keys`); None: all layers read what `mask` says.
+        guard: `[rows]` queries at positions below it do not read memory: the preamble that all prompts share stays as
+            it is without memory, and remains the attention sink. None: every query reads.
     """
 
     keys: list[Float[Tensor, "pieces kv_heads piece_tokens head_dim"]]
@@ -55,6 +57,7 @@ class Injection:
     places: Int[Tensor, "rows slots"] | None = None
     span: int = 0
     layer_mask: Bool[Tensor, "rows layers tokens"] | None = None
+    guard: Int[Tensor, "rows"] | None = None
     _of_batch: dict[Any, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def visible(self, layer: int) -> Bool[Tensor, "rows tokens"]:
@@ -118,6 +121,7 @@ class Injection:
             positions=None if self.positions is None else self.positions[chosen],
             places=None if self.places is None else self.places[chosen],
             layer_mask=None if self.layer_mask is None else self.layer_mask[chosen],
+            guard=None if self.guard is None else self.guard[chosen],
         )
 
     def _as_pieces(self) -> "Injection":
@@ -142,6 +146,7 @@ def build_injection(
     weighting: Weighting,
     backbone: "Backbone",
     visibility: Visibility = "all",
+    preamble: int = 0,
 ) -> Injection | None:
     """Gather, place and weight the payloads that each row retrieved.
 
@@ -150,7 +155,8 @@ def build_injection(
 
     Weighting of a slot with share alpha (InduceKV, specs section 2; variants are CHOICEs):
     `sqrt`: K and V times sqrt(alpha); `sqrt_max`: K and V times sqrt(alpha / max alpha); `log`: log(alpha / max alpha)
-    added to the attention logits; `none`. The values of layer l are also scaled by lambda_l.
+    added to the attention logits; `none`. The values of layer l are also scaled by lambda_l, and the mass of the
+    calibration is added to the logits of every memory token.
 
     An entry that several rows read at the same place, equally weighted (`log`, `none`), is held once for all of them.
     Differentiable in `retrieved.alpha` and `calibration`.
@@ -163,6 +169,7 @@ def build_injection(
         backbone: gives rotary embedding, device and dtype.
         visibility: `"all"`: sliding-window layers read all of the memory too; `"window"`: only what lies within their
             window, as if it were prompt tokens. CHOICE: an entry's tokens count as lying at its end, without gaps.
+        preamble: positions at the beginning of every prompt that do not read memory.
 
     Returns:
         None when no row reads anything, so that the model runs exactly as without memory.
@@ -182,6 +189,9 @@ def build_injection(
     later = spans.flip(-1).cumsum(-1).flip(-1) - spans
     start = backbone.family.first_position - later  # just after the slot's last position
     factor, bias = _weights(retrieved.alpha.to(device), valid, weighting)
+    mass = calibration.mass.to(device)
+    if mass.requires_grad or bool(mass != 0):
+        bias = mass.expand(valid.shape) if bias is None else bias + mass
     pieces, places = _pieces(entry, start, valid) if factor is None else (None, None)
     of, at = (entry, start) if pieces is None else pieces
     keys = shift_keys(backbone.text_model, payloads.keys[of], at, source.layers)
@@ -213,6 +223,7 @@ def build_injection(
         places,
         int(spans.sum(-1).amax()),
         None if payloads.layer_mask is None else _by_layer(payloads.layer_mask[entry] & valid[..., None, None]),
+        torch.full((rows,), backbone.family.first_position + preamble, device=device) if preamble else None,
     )
 
 
@@ -307,4 +318,16 @@ def joined(injections: Sequence[Injection | None], rows: Sequence[Int[Tensor, "_
         places,
         max(held.span for held, _ in given),
         None if own_of_layers is None else _by_layer(own_of_layers),
+        _guards(given, count, device),
     )
+
+
+def _guards(given: Sequence[tuple[Injection, Tensor]], count: int, device: torch.device) -> Int[Tensor, "rows"] | None:
+    """Each row's guard; rows that read nothing need none."""
+    if all(held.guard is None for held, _ in given):
+        return None
+    guard = torch.zeros(count, dtype=torch.long, device=device)
+    for held, where in given:
+        if held.guard is not None:
+            guard[where.to(device)] = held.guard
+    return guard

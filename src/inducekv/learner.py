@@ -112,6 +112,7 @@ def learn(
             splits if asks else {},
             config,
             progress,
+            [entry.behind or training_state.behind.get(entry.id, ()) for entry in pool],
         )
     earlier = len(set(memory.tasks) - {task})
     problem = _problem(scorer, pool, pool_keys, costs, total, _start(memory, config), config, earlier)
@@ -127,7 +128,7 @@ def learn(
             for weights, at in ((held, problem.phi), (indicator(selection.chosen, len(pool)), phi))
         )
     chosen = [pool[i] for i in selection.chosen]
-    limits = thresholds(chosen, pool_keys[selection.chosen], [*questions, *anchors], config.key_centering)
+    limits = thresholds(chosen, pool_keys[selection.chosen], [*questions, *anchors], config.key_space)
     state = training_state.updated(examples, task, config.anchors, config.seed)
     dropped = Counter(entry.task for i, entry in enumerate(old) if i not in set(selection.chosen))
     for name in set(memory.tasks) - {entry.task for entry in chosen}:
@@ -141,6 +142,9 @@ def learn(
         memory.thresholds[name] = min(limit, memory.thresholds.get(name, limit))
     note_config(memory, config)
     training_state.anchors = state.anchors
+    training_state.behind = {
+        entry.id: others for entry in chosen if (others := entry.behind or training_state.behind.get(entry.id, ()))
+    }
     return LearnReport(
         task=task,
         examples=len(examples),
@@ -214,7 +218,9 @@ def _fixed_nbytes(memory: KVMemory, task: str) -> int:
 
 
 def _start(memory: KVMemory, config: InduceKVConfig) -> Calibration:
-    return memory.calibration if len(memory) else Calibration.initial(len(memory.layout.layers), config.temperature)
+    if len(memory):
+        return memory.calibration
+    return Calibration.initial(len(memory.layout.layers), config.temperature, mass=config.mass)
 
 
 def _anchor_questions(
@@ -241,7 +247,7 @@ def _problem(
     coverage = Coverage.of_keys(
         keys, costs, spent, dimensions=config.projection_dim, epsilon=config.epsilon, seed=config.seed
     )
-    initial = to_phi(Calibration.initial(len(start.phi_lambda), config.temperature))
+    initial = to_phi(Calibration.initial(len(start.phi_lambda), config.temperature, mass=config.mass))
     prior = Prior(initial, config.calibration_prior) if config.calibration_prior else None
     objective = Objective(scorer, coverage, config.beta * max(1, earlier), config.gamma, prior)
     tasks, ids = [entry.task for entry in pool], [entry.id for entry in pool]

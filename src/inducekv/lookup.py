@@ -9,15 +9,17 @@ from torch import Tensor
 
 from inducekv.answers import Source
 from inducekv.attention import InFlight, Provider
+from inducekv.attention_masks import real_tokens
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig, Weighting
 from inducekv.decoder import chosen_key_layer
 from inducekv.injection import Injection, build_injection, joined
 from inducekv.memory import KVMemory
+from inducekv.preamble import guarded
 from inducekv.retrieval import Retrieved, retrieve
 from inducekv.retrieval_key import retrieval_key
 
-SHARED = ("key_layer", "key_pool", "retrieval", "weighting", "visibility")
+SHARED = ("key_layer", "key_pool", "retrieval", "weighting", "visibility", "shared_preamble")
 """What the memories of one batch must agree on."""
 
 
@@ -51,7 +53,7 @@ class Reading:
             self.memory.calibration.tau,
             top_k=self.config.top_k,
             thresholds=self.memory.threshold_of_entries() if self.config.abstain else None,
-            centering=self.config.key_centering,
+            space=self.memory.key_space(self.config.key_space),
         )
 
     def injection(
@@ -67,6 +69,7 @@ class Reading:
             weighting or self.config.weighting,
             backbone,
             self.config.visibility,
+            len(backbone.preamble) if self.config.shared_preamble else 0,
         )
 
 
@@ -133,11 +136,21 @@ class Lookup:
         if self._config.retrieval == "in_flight":
             layer = chosen_key_layer(self._config.key_layer, self._backbone.layers)
             return InFlight(
-                layer, lambda hidden, real, ids: self(retrieval_key(self._backbone, hidden, pool, real, ids))
+                layer,
+                lambda hidden, real, ids: self._guarded(
+                    self(retrieval_key(self._backbone, hidden, pool, real, ids)), ids, real
+                ),
             )
-        return lambda inputs: self(
-            self._backbone.query_keys_from_inputs(key_layer=self._config.key_layer, key_pool=pool, **inputs)
+        return lambda inputs: self._guarded(
+            self(self._backbone.query_keys_from_inputs(key_layer=self._config.key_layer, key_pool=pool, **inputs)),
+            inputs.get("input_ids"),
+            real_tokens(inputs.get("attention_mask"), inputs["input_ids"])
+            if "input_ids" in inputs
+            else inputs["inputs_embeds"][..., 0].bool(),
         )
+
+    def _guarded(self, injection: Injection | None, ids: Tensor | None, real: Tensor) -> Injection | None:
+        return guarded(injection, ids, real, self._backbone.preamble, self._backbone.family.first_position)
 
     def sources(self, masses: Float[Tensor, "batch slots"], row: int, rows: int) -> list[Source]:
         """Where a row's answer came from, the best entry first.

@@ -17,6 +17,7 @@ from inducekv.config import PayloadDtype
 from inducekv.entries import Entries
 from inducekv.entry import Entry, check_entry
 from inducekv.entry_table import TASK
+from inducekv.key_space import KeySpace, KeySpaceName
 from inducekv.layout import Layout
 from inducekv.payload_cache import PAYLOAD_CACHE, PayloadCache
 from inducekv.payloads import Payloads
@@ -184,6 +185,7 @@ class KVMemory:
     def _take_over(self, entries: Entries) -> None:
         self._entries = entries
         self._keys: Tensor | None = None
+        self._spaces: dict[str, KeySpace] = {}
         self._payloads: Payloads | None = None
         self.payload_cache.clear()
 
@@ -251,6 +253,12 @@ class KVMemory:
         if self._keys is None:
             self._keys = self._entries.unit_keys(self.layout)
         return self._keys
+
+    def key_space(self, name: KeySpaceName) -> KeySpace:
+        """The space in which questions are compared with the entries' retrieval keys."""
+        if name not in self._spaces:
+            self._spaces[name] = KeySpace.of(self.keys(), name)
+        return self._spaces[name]
 
     def threshold_of_entries(self) -> Float[Tensor, "n"]:
         """Each entry's task's threshold `[n]`; minus infinity where the task has none."""

@@ -13,9 +13,19 @@ from inducekv.memory import KVMemory
 from inducekv.memory_file import FingerprintError
 from inducekv.retrieval_key import key_dim
 
-READING = ("key_layer", "key_pool", "key_centering", "retrieval", "top_k", "weighting", "visibility", "abstain")
+READING = (
+    "key_layer",
+    "key_pool",
+    "key_space",
+    "retrieval",
+    "top_k",
+    "weighting",
+    "visibility",
+    "abstain",
+    "shared_preamble",
+)
 """Configuration that answering must share with learning; kept in the memory's metadata."""
-PAYLOAD = ("payload", "payload_tokens", "payload_layers")
+PAYLOAD = ("payload", "payload_tokens", "payload_layers", "neighbours")
 """How payloads were made, where that has a name; kept in the memory's metadata for the tasks to come."""
 
 
@@ -116,6 +126,8 @@ def _stored_config(memory: KVMemory) -> InduceKVConfig:
         stored = json.loads(memory.metadata.get("reading", "{}"))
         if stored:
             stored.setdefault("retrieval", "two_pass")  # memories from before there was a choice
+            if stored.pop("key_centering", False):  # its name until there was whitening
+                stored["key_space"] = "centred"
         reading = {name: stored[name] for name in READING if name in stored}
         formats = {"payload_dtype": memory.payload_dtype, "key_dtype": memory.layout.key_dtype}
         fields = {**reading, **_payload_of(memory), "budget": memory.budget, **formats}

@@ -1,30 +1,33 @@
 """From a question's key to the entries it reads and their weights alpha."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import normalize, softplus
+from torch.nn.functional import softplus
+
+from inducekv.key_space import KeySpace
 
 SMALLEST_WEIGHT = 1e-8
 """Ranking and weights treat a relaxed selection weight below this as zero; it keeps logarithms finite."""
-CENTRED_TOGETHER = 256
-"""Keys that are centred at a time, so that a large memory is not written out a second time: they stay in the cache."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """phi: the L+1 scalars fitted to a stream (InduceKV, specs section 2).
+    """phi: the L+1 scalars fitted to a stream (InduceKV, specs section 2), and the mass of memory (CHOICE).
 
     Attributes:
         phi_tau: `[]` float32; the retrieval temperature is `tau = softplus(phi_tau)`.
         phi_lambda: `[layers]` float32; memory values of layer l are scaled by `lambda_l = sigmoid(phi_l)`.
+        mass: `[]` float32, added to the attention logits of all memory tokens; 0 leaves attention as it is. A softmax
+            over a few memory tokens beside a sink and a long prompt otherwise gives memory too little.
     """
 
     phi_tau: Float[Tensor, ""]
     phi_lambda: Float[Tensor, "layers"]
+    mass: Float[Tensor, ""] = field(default_factory=lambda: torch.zeros(()))
 
     @property
     def tau(self) -> Float[Tensor, ""]:
@@ -37,12 +40,13 @@ class Calibration:
         return torch.sigmoid(self.phi_lambda)
 
     @classmethod
-    def initial(cls, layers: int, temperature: float = 0.1, scale: float = 0.95) -> "Calibration":
+    def initial(cls, layers: int, temperature: float = 0.1, scale: float = 0.95, mass: float = 0.0) -> "Calibration":
         """A starting point that gradients can move: `tau = temperature`, `lambda = scale` (0 < scale < 1)."""
         if not temperature > 0 or not 0 < scale < 1:
             raise ValueError(f"temperature must be > 0 and scale in (0, 1); got {temperature} and {scale}")
         phi_tau = temperature + math.log(-math.expm1(-temperature))  # inverse softplus, exact for small values
-        return cls(torch.tensor(phi_tau), torch.full((layers,), math.log(scale / (1 - scale))))
+        lambdas = torch.full((layers,), math.log(scale / (1 - scale)))
+        return cls(torch.tensor(phi_tau), lambdas, torch.tensor(float(mass)))
 
     @classmethod
     def identity(cls, layers: int, temperature: float = 0.1) -> "Calibration":
@@ -71,23 +75,6 @@ class Retrieved:
         return Retrieved(self.indices[chosen], self.alpha[chosen], self.similarity[chosen], self.valid[chosen])
 
 
-def similarities(
-    query_keys: Float[Tensor, "rows dim"], memory_keys: Float[Tensor, "n dim"], centering: bool = False
-) -> Float[Tensor, "rows n"]:
-    """Inner products of unit keys (InduceKV, specs section 2).
-
-    With `centering` (CHOICE) the mean of the memory's keys is taken off both sides and both are scaled to unit norm
-    again; it needs at least two entries, with fewer it does nothing.
-    """
-    memory_keys = memory_keys.to(query_keys)
-    if not centering or len(memory_keys) < 2:
-        return query_keys @ memory_keys.T
-    mean = memory_keys.mean(0)
-    query_keys = normalize(query_keys - mean, dim=-1)
-    pieces = memory_keys.split(CENTRED_TOGETHER)
-    return torch.cat([query_keys @ normalize(keys - mean, dim=-1).T for keys in pieces], dim=-1)
-
-
 def retrieve(
     query_keys: Float[Tensor, "rows dim"],
     memory_keys: Float[Tensor, "n dim"],
@@ -97,7 +84,7 @@ def retrieve(
     weights: Float[Tensor, "n"] | None = None,
     exclude: Bool[Tensor, "rows n"] | None = None,
     thresholds: Float[Tensor, "n"] | None = None,
-    centering: bool = False,
+    space: KeySpace | None = None,
 ) -> Retrieved:
     """Pick the entries each row reads and their weights: alpha_i ~ w_i exp(<r(x), r_i> / tau).
 
@@ -114,9 +101,9 @@ def retrieve(
         thresholds: `[n]` least similarity for each entry's task; a row none of whose entries reaches its own threshold
             reads nothing (abstention, CHOICE). To ask only the best entry would refuse questions of one task because
             the entries of another, stricter one lie nearer.
-        centering: see `similarities`.
+        space: of `memory_keys` (`KeySpace.of`), in which keys are compared; None: as they are.
     """
-    similarity = similarities(query_keys, memory_keys, centering)
+    similarity = (space or KeySpace.of(memory_keys, "raw")).similarities(query_keys, memory_keys)
     logits = similarity / tau
     ranking = logits.detach()
     if weights is not None:

@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from inducekv.config import KeyPool
 from inducekv.devices import at_hand
+from inducekv.preamble import own_tokens
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
@@ -33,7 +34,8 @@ def retrieval_key(
     one (CHOICE: better in the trial). `"last_and_text"` (CHOICE) puts beside the last one the mean of the input
     embeddings of the text, both of unit norm, so that their inner products count alike: by the middle layer the last
     token says much of the picture and little of the question, and entries of other tasks about like pictures come too
-    near.
+    near. `"question"` (CHOICE) pools the question's own tokens: what the template writes around them is the same in all
+    prompts, but not its states, which grow large and drown the question.
 
     Args:
         backbone: the model of the hidden state.
@@ -46,6 +48,9 @@ def retrieval_key(
         ValueError: `"last_and_text"` without `ids`.
     """
     hidden = hidden.to(prefix.device, torch.float32)
+    if key_pool == "question":
+        own = own_tokens(prefix, ids, backbone.preamble, backbone.closing)
+        return normalize(_mean(hidden, own), dim=-1)
     if key_pool == "mean":
         return normalize(_mean(hidden, prefix), dim=-1)
     place = torch.arange(prefix.shape[1], device=prefix.device)

@@ -89,9 +89,12 @@ class TrainingState:
 
     Attributes:
         anchors: in the order of their tasks.
+        behind: of entries that were encoded behind other examples, by entry id, the ids of those: their questions must
+            never be asked of the entry, which has seen their answers.
     """
 
     anchors: list[Anchor] = field(default_factory=list)
+    behind: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:

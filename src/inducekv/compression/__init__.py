@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from inducekv.compression.attention_sum import AttentionSum
 from inducekv.compression.base import Compression
 from inducekv.compression.keep_answer import KeepAnswer
+from inducekv.compression.keep_tail import KeepTail
 from inducekv.compression.kvpress_scorer import KVPressScorer
 from inducekv.compression.layer import CompressedLayer, cache_bytes
 from inducekv.compression.live import LiveCompression
@@ -27,6 +28,7 @@ COMPRESSIONS: dict[str, "Callable[[InduceKVConfig], Compression]"] = {
     "none": lambda config: NoCompression(),
     "mean_pool": lambda config: MeanPool(tokens=config.payload_tokens),
     "keep_answer": lambda config: KeepAnswer(context_tokens=config.payload_tokens),
+    "keep_tail": lambda config: KeepTail(context_tokens=config.payload_tokens),
     "shift_kv": lambda config: ShiftKV(budget=config.payload_tokens),
 }
 """How each named method is made from a configuration."""
@@ -58,6 +60,7 @@ __all__ = [
     "Compression",
     "KVPressScorer",
     "KeepAnswer",
+    "KeepTail",
     "LiveCompression",
     "MeanPool",
     "NoCompression",

@@ -11,22 +11,23 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig
 from inducekv.injection import build_injection
+from inducekv.key_space import KeySpace
 from inducekv.payloads import PayloadSource
 from inducekv.progress import SILENT, Progress
 from inducekv.rendering import Prepared
-from inducekv.retrieval import Calibration, Retrieved, retrieve, similarities
+from inducekv.retrieval import Calibration, Retrieved, retrieve
 from inducekv.selection.objective import Split
 from inducekv.selection.questions import Question
 
 
 def to_phi(calibration: Calibration) -> Float[Tensor, " parameters"]:
-    """phi as one vector: phi_tau, then phi_lambda of every layer."""
-    return torch.cat([calibration.phi_tau.reshape(1), calibration.phi_lambda]).float()
+    """phi as one vector: phi_tau, mass, then phi_lambda of every layer."""
+    return torch.cat([calibration.phi_tau.reshape(1), calibration.mass.reshape(1), calibration.phi_lambda]).float()
 
 
 def to_calibration(phi: Float[Tensor, " parameters"]) -> Calibration:
     """The inverse of `to_phi`."""
-    return Calibration(phi[0], phi[1:])
+    return Calibration(phi[0], phi[2:], phi[1])
 
 
 COMPOSED = 0.7
@@ -59,8 +60,10 @@ class LikelihoodScorer:
         ids: of the candidates.
         answers: of the candidates.
         splits: the questions of each split, in random order.
-        config: top_k, weighting, key_centering, batch_size and hypergradient are used.
+        config: top_k, weighting, key_space, batch_size and hypergradient are used.
         progress: told while questions are prepared and while entries are read alone.
+        behind: for each candidate, the ids of examples that it was encoded behind: their questions never read it, since
+            it has seen their answers.
     """
 
     def __init__(
@@ -73,10 +76,14 @@ class LikelihoodScorer:
         splits: Mapping[Split, Sequence[Question]],
         config: InduceKVConfig,
         progress: Progress = SILENT,
+        behind: Sequence[Sequence[str]] | None = None,
     ) -> None:
         self._backbone, self._payloads, self._config, self._progress = backbone, payloads, config, progress
         self._keys = keys.float().cpu()
+        self._space = KeySpace.of(self._keys, config.key_space)
         self._ids, self._answers = list(ids), list(answers)
+        others = behind if behind is not None else [()] * len(self._ids)
+        self._seen = [{own, *names} for own, names in zip(self._ids, others, strict=True)]
         self._phis: list[bytes] = []  # the last two that questions were scored at
         self._chunks: dict[Split, list[_Chunk]] = {}
         progress.start("preparing questions", sum(map(len, splits.values())))
@@ -89,7 +96,7 @@ class LikelihoodScorer:
         for start in range(0, len(questions), size):
             some = questions[start : start + size]
             prepared = self._backbone.prepare([q.example for q in some], True, embed=True, batch_size=size)
-            own = torch.tensor([[q.entry == name for name in self._ids] for q in some]).view(len(some), -1)
+            own = torch.tensor([[q.entry in seen for seen in self._seen] for q in some]).view(len(some), -1)
             chunk = _Chunk(prepared, torch.stack([q.key.float().cpu() for q in some]), own)
             chunks.append(self._without_what_can_be_composed(chunk, [q.example.answer for q in some]))
             self._progress.advance(len(some))
@@ -106,7 +113,7 @@ class LikelihoodScorer:
         everything, nothing = torch.ones(len(self._ids)), torch.zeros(len(self._ids), dtype=torch.bool)
         layers = self._payloads.layers
         count = self._backbone.layers if layers is None else len(layers)
-        phi = to_phi(Calibration.initial(count, self._config.temperature))
+        phi = to_phi(Calibration.initial(count, self._config.temperature, mass=self._config.mass))
         strict = replace(chunk, own=chunk.own | same)
         with torch.no_grad():
             nll = self._score(strict, self._retrieve(strict, everything, nothing, phi), phi)
@@ -121,7 +128,7 @@ class LikelihoodScorer:
     def similarities(self, split: Split) -> Float[Tensor, "questions entries"]:
         """See `Scorer`."""
         rows = [
-            similarities(chunk.keys, self._keys, self._config.key_centering).masked_fill(chunk.own, -torch.inf)
+            self._space.similarities(chunk.keys, self._keys).masked_fill(chunk.own, -torch.inf)
             for chunk in self._chunks.get(split, ())
         ]
         return torch.cat(rows) if rows else torch.zeros(0, len(self._ids))
@@ -167,7 +174,7 @@ class LikelihoodScorer:
             top_k=self._config.top_k,
             weights=weights,
             exclude=chunk.own | unread,
-            centering=self._config.key_centering,
+            space=self._space,
         )
 
     def _score_what_changed(self, chunk: _Chunk, retrieved: Retrieved, phi: Tensor) -> Float[Tensor, " questions"]:
@@ -196,6 +203,7 @@ class LikelihoodScorer:
                 self._config.weighting,
                 self._backbone,
                 self._config.visibility,
+                len(self._backbone.preamble) if self._config.shared_preamble else 0,
             )
 
         if self._config.hypergradient == "first_order":

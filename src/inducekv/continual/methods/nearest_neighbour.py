@@ -12,7 +12,6 @@ from inducekv.examples import Example
 from inducekv.layout import BOOKKEEPING
 from inducekv.model import InducedModel
 from inducekv.progress import SILENT, Progress
-from inducekv.retrieval import similarities
 
 
 class NearestNeighbour(Method):
@@ -38,7 +37,7 @@ class NearestNeighbour(Method):
         if not len(memory) or not examples:
             return [""] * len(examples)
         queries = self._model.query_keys(list(examples), progress=progress)
-        nearest = similarities(queries, memory.keys(), self._model.config.key_centering).argmax(dim=1)
+        nearest = memory.key_space(self._model.config.key_space).similarities(queries, memory.keys()).argmax(dim=1)
         entries = memory.entries
         return [entries[index].answer for index in nearest.tolist()]
 
