@@ -298,7 +298,7 @@ class Bench:
             config=method.describe(),
             also=_also(stream, result.final_answers),
             settings=asdict(self._settings_of(one)),
-            versions=versions(),
+            versions=versions() | {"embeddings": self._loaded().embedding_hash[:16]},
         )
 
 

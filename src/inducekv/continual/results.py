@@ -44,7 +44,8 @@ class Result:
             and `cuda` bytes where a GPU was used.
         config: how the method was set (`Method.describe`).
         settings: of the run: model, limit, max_new_tokens, root ...
-        versions: of the packages that matter; `commit` of the project where it ran from a checkout.
+        versions: of the packages that matter; `commit` of the project where it ran from a checkout; `embeddings`: the
+            beginning of the hash of the model's input embeddings.
         final, diagonal: answers to each task's questions after the last task, and right after learning the task (no
             answers where it was not asked then).
         scores: of each question in the final row, 0 to 1.

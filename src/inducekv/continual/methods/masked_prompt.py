@@ -14,7 +14,7 @@ from inducekv.continual.methods.retrieved_prompt import RetrievedPrompt
 from inducekv.entry import Entry
 from inducekv.examples import Example
 from inducekv.extraction import extract
-from inducekv.injection import Injection, build_injection
+from inducekv.injection import Injection
 from inducekv.lookup import Reading
 from inducekv.memory import KVMemory
 from inducekv.model import InducedModel, empty_memory
@@ -61,7 +61,12 @@ class MaskedPrompt(RetrievedPrompt):
         """What rows read of examples that are encoded here, or were for the questions before."""
         model = self._model
         config = model.config.replace(
-            budget=2**62, payload="none", payload_tokens=0, payload_dtype="float32", payload_layers=None
+            budget=2**62,
+            payload="none",
+            payload_tokens=0,
+            payload_dtype="float32",
+            payload_layers=None,
+            neighbours=0,
         )
         wanted, places = torch.unique(retrieved.indices, return_inverse=True)
         whole = empty_memory(model.backbone, config)
@@ -72,18 +77,12 @@ class MaskedPrompt(RetrievedPrompt):
 
         anchors = [self.sources.anchors[place] for place in wanted.tolist()]
         whole.add_all([self._encoded.get((anchor, 0), partial(encoded, anchor)) for anchor in anchors])
-        return build_injection(
-            whole,
-            replace(retrieved, indices=places),
-            self._calibration(whole),
-            config.weighting,
-            model.backbone,
-            config.visibility,
-        )
+        whole.calibration = self._calibration(whole)
+        return Reading(whole, config).injection(replace(retrieved, indices=places), model.backbone)
 
     def _calibration(self, whole: KVMemory) -> Calibration:
-        """The memory's own where it reads the same layers; else its temperature with values as they are."""
-        own = self._model.memory.calibration
-        if self._model.memory.layout.layers == whole.layout.layers:
+        """The memory's own; where that is of other layers, values enter as they are."""
+        own, layers = self._model.memory.calibration, whole.layout.layers
+        if self._model.memory.layout.layers == layers:
             return own
-        return Calibration(own.phi_tau, Calibration.identity(len(whole.layout.layers)).phi_lambda)
+        return replace(own, phi_lambda=Calibration.identity(len(layers)).phi_lambda)
