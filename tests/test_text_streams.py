@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inducekv.continual.graders import EXACT, GRADERS
+from inducekv.continual.methods.training import Recipe
 from inducekv.continual.passes import Settings
-from inducekv.continual.stream import Stream
+from inducekv.continual.stream import Experience, Stream
 from inducekv.continual.streams import STREAMS, check_stream, stream_named
 from inducekv.continual.streams.kinds import balanced
 from inducekv.continual.streams.text import TEXT_STREAMS, TextStream
@@ -117,5 +119,17 @@ def test_a_file_from_before_a_setting_has_its_default() -> None:
     assert Settings(test_samples=9).on({}).differing(before) == ["with test_samples None, not 9"]
 
 
-def test_a_stream_keeps_its_form_when_sampled() -> None:
-    assert isinstance(stream_named("embedded/domain", tasks=1), Stream)
+def test_recipes_change_in_proportion_to_that_of_lora() -> None:
+    usual, soft = Recipe(), Recipe(epochs=60, learning_rate=3e-2, batch_size=4)
+    assert usual.scaled(3, 1e-3) == replace(usual, epochs=3, learning_rate=1e-3)
+    assert soft.scaled(3, 1e-3) == replace(soft, epochs=9, learning_rate=1.5e-2)
+    assert soft.scaled(None, None) == soft and soft.scaled(1, None).learning_rate == soft.learning_rate
+
+
+def test_answers_are_graded_under_further_graders_too() -> None:
+    said, rouge = (Example("q", "red ball"), Example("r", "ball")), GRADERS["rouge_l"]
+    stream = Stream(
+        (Experience("a", said, said, grader=rouge, also=(EXACT,)), Experience("b", said, said, grader=EXACT))
+    )
+    assert stream.also_graded([["red", "Ball."], ["red ball", "x"]]) == {"exact": [50.0, None]}
+    assert Stream.from_tasks([("a", said, said)]).also_graded([["x", "y"]]) == {}

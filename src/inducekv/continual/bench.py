@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from inducekv.continual.digests import clusters_of, digest_of, taught_digest_of
 from inducekv.continual.methods import METHODS, make_method
 from inducekv.continual.methods.base import Method
 from inducekv.continual.methods.trained import TrainedMethod
-from inducekv.continual.methods.training import Recipe, TrainingDiverged
+from inducekv.continual.methods.training import TrainingDiverged
 from inducekv.continual.passes import USUAL, Pass, Settings
 from inducekv.continual.provenance import forget_peak, peak_memory, versions
 from inducekv.continual.results import (
@@ -296,7 +296,7 @@ class Bench:
             scores=[[round(score, 4) for score in scores] for scores in result.scores],
             clusters=clusters,
             config=method.describe(),
-            also=_also(stream, result.final_answers),
+            also=stream.also_graded(result.final_answers),
             settings=asdict(self._settings_of(one)),
             versions=versions() | {"embeddings": self._loaded().embedding_hash[:16]},
         )
@@ -306,34 +306,15 @@ def _batch_size_for(backbone: Backbone) -> int:
     return 128 if sum(parameter.numel() for parameter in backbone.model.parameters()) <= SMALL else 32
 
 
-def _also(stream: Stream, answers: Sequence[Sequence[str]]) -> dict[str, list[float | None]]:
-    """The final answers under the further graders of each task."""
-    graders = {grader.name: grader for experience in stream.experiences for grader in experience.also}
-    return {
-        name: [
-            100 * float(grader.scores(said, experience.test).mean()) if grader in experience.also else None
-            for experience, said in zip(stream.experiences, answers, strict=True)
-        ]
-        for name, grader in graders.items()
-    }
-
-
-def _recipe(kind: type[TrainedMethod], settings: Settings) -> Recipe:
-    """A method's own recipe, with epochs and learning rate changed by the same factor as LoRA's."""
-    own, usual = kind.recipe, Recipe()
-    epochs, rate = settings.epochs or usual.epochs, settings.learning_rate or usual.learning_rate
-    return replace(
-        own,
-        epochs=max(1, round(own.epochs * epochs / usual.epochs)),
-        learning_rate=own.learning_rate * rate / usual.learning_rate,
-    )
-
-
 def _methods(one: Pass, backbone: Backbone, stream_length: int, settings: Settings) -> list[Method]:
     methods: list[Method] = []
     for name in one.methods:
         kind = METHODS[name].method
-        options: dict[str, Any] = {"recipe": _recipe(kind, settings)} if issubclass(kind, TrainedMethod) else {}
+        options: dict[str, Any] = (
+            {"recipe": kind.recipe.scaled(settings.epochs, settings.learning_rate)}
+            if issubclass(kind, TrainedMethod)
+            else {}
+        )
         method = make_method(
             name,
             backbone,
