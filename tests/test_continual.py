@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -192,6 +192,7 @@ def test_only_the_cells_that_are_wanted_are_asked(evaluate, kind, asked):
         assert figures["forgetting"] is None
 
 
+@settings(deadline=None)
 @given(st.integers(2, 6), st.randoms(use_true_random=False))
 def test_figures_need_no_more_cells_than_they_say(tasks, random):
     matrix = metrics.empty_matrix(tasks)

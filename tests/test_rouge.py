@@ -2,7 +2,7 @@
 
 from functools import cache
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inducekv.continual.graders.rouge import common_subsequence, rouge_l
@@ -10,6 +10,7 @@ from inducekv.continual.graders.rouge import common_subsequence, rouge_l
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), max_size=7)
 
 
+@settings(deadline=None)
 @given(WORDS, WORDS)
 def test_the_common_subsequence_is_the_longest(first: list[str], second: list[str]) -> None:
     @cache
@@ -23,6 +24,7 @@ def test_the_common_subsequence_is_the_longest(first: list[str], second: list[st
     assert common_subsequence(first, second) == common_subsequence(second, first) == longest(0, 0)
 
 
+@settings(deadline=None)
 @given(WORDS, WORDS)
 def test_rouge_l_is_one_for_the_same_words_alone(first: list[str], second: list[str]) -> None:
     score = rouge_l(" ".join(first).upper() + ".", " ".join(second))

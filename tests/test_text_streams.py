@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inducekv.continual.graders import EXACT, GRADERS
@@ -86,6 +86,7 @@ def test_only_some_tasks_and_samples_of_any_stream() -> None:
             stream_named("embedded/task", **mistake)
 
 
+@settings(deadline=None)
 @given(
     answers=st.lists(st.sampled_from("abcd"), min_size=1, max_size=40),
     samples=st.integers(1, 50),
