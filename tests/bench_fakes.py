@@ -20,7 +20,7 @@ from inducekv.examples import Example
 WORDS = ("zorb", "blick", "flim", "quon")
 
 
-def small_stream(name="fake", *, seed=0, root=None, limit=None, tests=3):
+def small_stream(name="fake", *, seed=0, root=None, limit=None, tests=3, **_):
     """Four tasks of one word each; no picture occurs twice, so that no two retrieval keys tie."""
 
     def example(number, word):

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -157,6 +157,56 @@ def test_answers_that_are_settled_stay_without_being_asked_for_again():
     assert told.asked == ["a", "b", "c"]
     assert result.final_answers == [["a"] * 2, ["b"] * 2, ["c"] * 2]
     assert len(result.answer_of_task) == 3
+
+
+class Reference(Parrot):
+    name, reference = "reference", True
+
+
+@pytest.mark.parametrize(
+    "evaluate, kind, asked",
+    [
+        ("diagonal+last", Parrot, ["a", "b", "abc"]),
+        ("diagonal+last", Reference, ["abc"]),
+        ("diagonal+last", Told, ["a", "b", "c"]),
+        ("last", Parrot, ["abc"]),
+        ("last", Told, ["a", "b", "c"]),
+    ],
+)
+def test_only_the_cells_that_are_wanted_are_asked(evaluate, kind, asked):
+    method, every = kind(), kind()
+    (result,), (whole,) = run(stream(), [method], evaluate=evaluate, ahead=True), run(stream(), [every])
+    assert method.asked == asked
+    np.testing.assert_array_equal(result.matrix[-1], whole.matrix[-1])
+    measured = ~np.isnan(result.matrix)
+    np.testing.assert_array_equal(result.matrix[measured], whole.matrix[measured])
+    assert (result.final_answers, result.scores) == (whole.final_answers, whole.scores)
+    for said, before in zip(result.diagonal_answers, whole.diagonal_answers, strict=True):
+        assert said in ([], before)
+    assert result.diagonal_answers[-1] == whole.diagonal_answers[-1]
+    figures, full = result.to_dict(), whole.to_dict()
+    assert figures["last"] == full["last"]
+    if evaluate == "diagonal+last" and kind is Parrot:
+        assert (figures["forgetting"], figures["avg"]) == (full["forgetting"], None)
+    if measured[np.tril_indices(3)].sum() == 3:
+        assert figures["forgetting"] is None
+
+
+@settings(deadline=None)
+@given(st.integers(2, 6), st.randoms(use_true_random=False))
+def test_figures_need_no_more_cells_than_they_say(tasks, random):
+    matrix = metrics.empty_matrix(tasks)
+    for t in range(tasks):
+        matrix[t, : t + 1] = [random.uniform(0, 100) for _ in range(t + 1)]
+    ends = np.where(np.eye(tasks, dtype=bool) | (np.arange(tasks)[:, None] == tasks - 1), matrix, NAN)
+    for figure in (metrics.last, metrics.just_learned, metrics.backward_transfer):
+        assert figure(ends) == pytest.approx(figure(matrix))
+    assert metrics.forgetting(ends) == pytest.approx(-metrics.backward_transfer(matrix))
+    alone = metrics.empty_matrix(tasks)
+    alone[-1] = matrix[-1]
+    assert metrics.last(alone) == pytest.approx(metrics.last(matrix))
+    for figure in (metrics.just_learned, metrics.backward_transfer, metrics.forgetting, metrics.average):
+        assert metrics.figure_or_none(figure, alone) is None
 
 
 def test_no_more_questions_are_asked_at_once_than_memory_should_hold(monkeypatch):

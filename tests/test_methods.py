@@ -26,6 +26,7 @@ ROWS: dict[str, dict] = {
     "zero_shot": {},
     "nearest_neighbour": {},
     "retrieved_prompt": {},
+    "masked_prompt": {},
     "individual_lora": {"recipe": QUICK},
     "joint_lora": {"recipe": QUICK},
     "sequential_lora": {"recipe": QUICK},
@@ -53,7 +54,7 @@ ROWS: dict[str, dict] = {
 }
 """Options that each method is tested with. A new method is one more line."""
 
-OVER_BUDGET = {"individual_lora", "retrieved_prompt"}
+OVER_BUDGET = {"individual_lora", "retrieved_prompt", "masked_prompt"}
 """References that keep more than the budget, and say so."""
 
 
@@ -145,7 +146,7 @@ def stored(method, directory: Path) -> tuple[int, int]:
         return stored_memory_nbytes(directory), stored_example_nbytes(directory)
     if method.name == "nearest_neighbour":
         return stored_memory_nbytes(directory.parent / "partner", without=("payload", "key_sc", "value_sc", "cali")), 0
-    if method.name == "retrieved_prompt":
+    if method.name in ("retrieved_prompt", "masked_prompt"):
         other = ("payload", "key_sc", "value_sc", "cali", "text", "numbers")
         return stored_memory_nbytes(directory.parent / "partner", without=other) + stored_example_nbytes(directory), 0
     examples = stored_example_nbytes(directory) if (directory / "training_state.safetensors").exists() else 0

@@ -1,6 +1,7 @@
 """Result files: written whole, read back the same, and not believed when something is wrong with them."""
 
 import json
+import warnings
 import zlib
 from base64 import b64encode
 
@@ -35,6 +36,26 @@ def test_a_result_is_read_back_as_it_was_written(tmp_path):
         else:
             assert getattr(found, name) == getattr(written, name), name
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["256KiB-0.json"]
+
+
+def test_a_result_of_fewer_cells_is_read_back_and_shown(tmp_path):
+    whole = result()
+    matrix = np.full_like(whole.matrix, np.nan)
+    matrix[-1] = whole.matrix[-1]
+    made = result(matrix=matrix, diagonal=[[], [], [], whole.final[-1]], also={"exact": [None, 0.0, 50.0, 100.0]})
+    read = read_result(write_result(tmp_path, made))
+    np.testing.assert_array_equal(read.matrix, matrix)
+    assert (read.diagonal, read.also) == (made.diagonal, made.also)
+    assert read.figures()["last"] == whole.figures()["last"]
+    assert read.figures()["forgetting"] is None and read.figures()["avg"] is None
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("pandas")
+    from inducekv.continual.report.bench import write_bench_report
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = write_bench_report(tmp_path / "report", [read, result("other")])
+    assert "nan" not in page.with_name("report.md").read_text().lower()
 
 
 def test_figures_of_a_result(tmp_path):
@@ -96,7 +117,11 @@ def bomb(content):
         (changed(sizes=[1, 1, 1, 0]), "sizes"),
         (changed(matrix=[[1]]), "4 rows"),
         (changed(matrix=[[101, None, None, None]] * 4), "matrix"),
-        (changed(matrix=[[None] * 4] * 4), "unmeasured cells"),
+        (changed(matrix=[[None] * 4] * 4), "unmeasured cells in its last row"),
+        (changed(matrix=[[0] * 4] * 3 + [[0, None, 0, 0]]), "unmeasured cells in its last row"),
+        (changed(also=[]), "also"),
+        (changed(also={"exact": [1, 2]}), "also"),
+        (changed(also={"exact": [1, 2, 3, 101]}), "also"),
         (changed(deployed_bytes=[-1] * 4), "deployed_bytes"),
         (changed(deployed_bytes=[True] * 4), "deployed_bytes"),
         (changed(learn_seconds=["1"] * 4), "learn_seconds"),

@@ -1,5 +1,6 @@
 """Passes of the bench: measured alike however often they are interrupted, and never run twice."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -68,7 +69,13 @@ def test_a_pass_writes_what_was_measured(tmp_path):
     assert parrot.scores == [[0.0] * 3] * 3 + [[1.0] * 3]
     assert parrot.figures()["bwt"] == -100
     assert parrot.graders == ["exact"] * 4
-    assert parrot.settings == {"model": "embedded", "limit": None, "max_new_tokens": 32, "ahead": True}
+    assert parrot.settings == dataclasses.asdict(Settings().on({}))
+    assert {
+        "model": "embedded",
+        "max_new_tokens": 32,
+        "ahead": True,
+        "evaluate": "all",
+    }.items() <= parrot.settings.items()
     assert parrot.peak_memory["rss"] > 10**7
     assert (echo.reference, echo.title) == (True, "Echo")
     assert not list((tmp_path / ".work").rglob("*.json")), "what is finished leaves no state behind"

@@ -6,7 +6,7 @@ import fnmatch
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 from rich.table import Table
@@ -84,7 +84,34 @@ def run(
         "benchmarks/results"
     ),
     limit: Annotated[int | None, typer.Option(min=1, help="Examples of each split of a task, at most.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 32,
+    tasks: Annotated[int | None, typer.Option(min=1, help="Only so many of a stream's first tasks.")] = None,
+    train_samples: Annotated[
+        int | None, typer.Option(min=1, help="Examples to learn a task from, at most, balanced over answers.")
+    ] = None,
+    test_samples: Annotated[
+        int | None, typer.Option(min=1, help="Questions asked of a task, at most, balanced over answers.")
+    ] = None,
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            help="Cells of the accuracy matrix that are asked: `all`, `diagonal+last` (Last and forgetting) or `last`; "
+            "by default what suits the stream."
+        ),
+    ] = None,
+    choices: Annotated[
+        bool,
+        typer.Option("--choices", help="Keep the list of choices in the questions (text/clinc150, text/banking77)."),
+    ] = False,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of LoRA; other trained methods in proportion. By default what suits the stream."),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=1e-9, help="Of LoRA; other trained methods in proportion.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens; by default what suits the stream.")
+    ] = None,
     ahead: Annotated[bool, typer.Option(help="Ask each task also before it is learned (forward transfer).")] = True,
     jobs: Annotated[
         int,
@@ -118,7 +145,19 @@ def run(
     todo = [one for stream in _streams(streams) for one in passes(stream, names, budgets, _seeds(seeds))]
     for module in sorted({METHODS[name].needs or "" for one in todo for name in one.methods} - {""}):
         require_extra(module)
-    settings = Settings(model, limit, max_new_tokens, ahead)
+    settings = Settings(
+        model,
+        limit,
+        max_new_tokens,
+        ahead,
+        tasks=tasks,
+        train_samples=train_samples,
+        test_samples=test_samples,
+        evaluate=_cells(evaluate),
+        choices=choices,
+        epochs=epochs,
+        learning_rate=learning_rate,
+    )
     if jobs > 1:
         if Ranks.started() > 1:
             raise ValueError(
@@ -222,6 +261,14 @@ def _listed(option: str, text: str) -> list[str]:
     if not values:
         raise ValueError(f"{option} needs at least one value, got {text!r}")
     return values
+
+
+def _cells(text: str | None) -> Any:
+    from inducekv.continual.metrics import Evaluate
+
+    if text is not None and text not in get_args(Evaluate):
+        raise ValueError(f"--evaluate must be one of {', '.join(get_args(Evaluate))}; got {text!r}")
+    return text
 
 
 def _streams(names: list[str]) -> list[str]:

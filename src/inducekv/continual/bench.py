@@ -6,14 +6,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from inducekv.backbone import Backbone
 from inducekv.continual.checkpoint import Checkpoint
 from inducekv.continual.digests import clusters_of, digest_of, taught_digest_of
 from inducekv.continual.methods import METHODS, make_method
 from inducekv.continual.methods.base import Method
+from inducekv.continual.methods.trained import TrainedMethod
 from inducekv.continual.methods.training import TrainingDiverged
-from inducekv.continual.passes import Pass, Settings
+from inducekv.continual.passes import USUAL, Pass, Settings
 from inducekv.continual.provenance import forget_peak, peak_memory, versions
 from inducekv.continual.results import (
     WORK,
@@ -27,7 +29,7 @@ from inducekv.continual.results import (
 )
 from inducekv.continual.runner import MethodResult, run
 from inducekv.continual.stream import Stream
-from inducekv.continual.streams import stream_named
+from inducekv.continual.streams import STREAMS, stream_named
 from inducekv.progress import SILENT, Progress
 from inducekv.ranks import Ranks
 
@@ -35,6 +37,8 @@ Say = Callable[[str], None]
 
 RENDERED = "256MiB"
 """Of questions as model inputs, kept between the rows of a matrix: after each task all earlier ones are asked again."""
+OF_STREAM = ("limit", "tasks", "train_samples", "test_samples", "choices")
+"""Fields of `Settings` that say what is read of a stream."""
 SMALL = 100_000_000
 """Parameters of a model whose steps take longer for their calls than for their arithmetic, at most. CHOICE."""
 
@@ -134,6 +138,7 @@ class Bench:
             ResultError: a file is damaged, or was made with other settings; so is or was an unfinished run.
             ValueError: no such stream, or its data cannot be read.
         """
+        settings = self._settings_of(one)
         stream, clusters, questions = self._stream_of(one)
         if self._ranks.from_first(self._finished(one, questions)):
             self._say(f"{one}: done before")
@@ -144,7 +149,7 @@ class Bench:
             return self.paths(one)
         backbone = self._loaded()
         try:
-            methods = _methods(one, backbone, len(stream), self._settings)
+            methods = _methods(one, backbone, len(stream), settings)
         except ValueError as error:
             return self._leave_out(f"{one}: left out, {error}")
         for method in methods:
@@ -152,7 +157,7 @@ class Bench:
             method.batch_size = self._batch_size or _batch_size_for(backbone)
         identity = {
             **asdict(one),
-            **asdict(self._settings),
+            **asdict(settings),
             "questions": questions,
             "training": taught_digest_of(stream),
         }
@@ -177,7 +182,8 @@ class Bench:
                 methods,
                 self._progress,
                 after_task,
-                ahead=self._settings.ahead,
+                ahead=settings.ahead,
+                evaluate=settings.evaluate or "all",
                 ranks=self._ranks,
                 resumed=before,
             )
@@ -194,9 +200,10 @@ class Bench:
         self._ranks.wait()
         for result in results:
             figures = result.figures()
+            lost = figures["forgetting"]
             self._say(
                 f"{result.stream}, {result.method}, {budget_name(one.budget)}, seed {one.seed}: "
-                f"Last {figures['last']:.1f} %, forgetting {figures['forgetting']:.1f}, "
+                f"Last {figures['last']:.1f} %, {'' if lost is None else f'forgetting {lost:.1f}, '}"
                 f"{result.deployed_bytes[-1]:,} bytes, learned in {sum(result.learn_seconds):.1f} s"
             )
         return self.paths(one)
@@ -217,7 +224,7 @@ class Bench:
         paths = self.paths(one)
         results = [read_result(path) for path in paths]
         try:
-            methods = _methods(one, backbone, len(results[0].tasks), self._settings)
+            methods = _methods(one, backbone, len(results[0].tasks), self._settings_of(one))
         except ValueError as error:
             self._say(f"{one}: done before, but would be left out now, {error}")
             return
@@ -241,9 +248,18 @@ class Bench:
         self._say(why)
         return []
 
+    def _settings_of(self, one: Pass) -> Settings:
+        """With what suits the stream where the command leaves it open."""
+        return self._settings.on(STREAMS[one.stream].suits if one.stream in STREAMS else {})
+
     def _stream_of(self, one: Pass) -> tuple[Stream, list[list[int]], str]:
         if self._stream is None or self._stream[0] != (one.stream, one.seed):
-            stream = stream_named(one.stream, seed=one.seed, root=self._root, limit=self._settings.limit)
+            stream = stream_named(
+                one.stream,
+                seed=one.seed,
+                root=self._root,
+                **{name: value for name in OF_STREAM if (value := getattr(self._settings, name))},
+            )
             self._stream = ((one.stream, one.seed), stream, clusters_of(stream), digest_of(stream))
         return self._stream[1:]
 
@@ -251,11 +267,12 @@ class Bench:
         paths = self.paths(one)
         for path in paths:
             if path.exists():
-                made = read_result(path)
-                if made.settings != asdict(self._settings) or made.questions != questions:
+                made, settings = read_result(path), self._settings_of(one)
+                differs = settings.differing(made.settings)
+                differs += [] if made.questions == questions else ["on other questions"]
+                if differs:
                     raise ResultError(
-                        f"result {path} was made with {made.settings} or on other questions, not with "
-                        f"{asdict(self._settings)}; give another --results folder, or delete it"
+                        f"result {path} was made {', '.join(differs)}; give another --results folder, or delete it"
                     )
         return all(path.exists() for path in paths)
 
@@ -294,8 +311,9 @@ class Bench:
             scores=[[round(score, 4) for score in scores] for scores in result.scores],
             clusters=clusters,
             config=method.describe(),
-            settings=asdict(self._settings),
-            versions=versions(),
+            also=stream.also_graded(result.final_answers),
+            settings=asdict(self._settings_of(one)),
+            versions=versions() | {"embeddings": self._loaded().embedding_hash[:16]},
         )
 
 
@@ -306,6 +324,12 @@ def _batch_size_for(backbone: Backbone) -> int:
 def _methods(one: Pass, backbone: Backbone, stream_length: int, settings: Settings) -> list[Method]:
     methods: list[Method] = []
     for name in one.methods:
+        kind = METHODS[name].method
+        options: dict[str, Any] = (
+            {"recipe": kind.recipe.scaled(settings.epochs, settings.learning_rate)}
+            if issubclass(kind, TrainedMethod)
+            else {}
+        )
         method = make_method(
             name,
             backbone,
@@ -313,7 +337,8 @@ def _methods(one: Pass, backbone: Backbone, stream_length: int, settings: Settin
             seed=one.seed,
             stream_length=stream_length,
             partner=methods[0] if METHODS[name].shares else None,
-            max_new_tokens=settings.max_new_tokens,
+            max_new_tokens=settings.max_new_tokens or USUAL["max_new_tokens"],
+            **options,
         )
         methods.append(method)
     return methods

@@ -51,6 +51,9 @@ CATALOGUE: dict[str, Listed] = {
     "retrieved_prompt": Listed(
         "Retrieved prompt", "the examples that InduceKV retrieves, as chat turns", reference=True
     ),
+    "masked_prompt": Listed(
+        "Masked prompt", "the same examples as memory, encoded alone, whole and in full precision", reference=True
+    ),
     "individual_lora": Listed("Individual LoRA", "a LoRA for each task, chosen by its label", reference=True),
     "joint_lora": Listed("Joint LoRA", "one LoRA trained on all tasks at once", reference=True),
     "sequential_lora": Listed("Sequential LoRA", "one LoRA trained on one task after another"),

@@ -66,7 +66,10 @@ def checked_fields(content: Any) -> dict[str, Any]:
     count = len(tasks)
     sizes = [int(size) for size in _numbers(content["sizes"], "sizes", count, 1, 10**8, whole=True)]
     packed = unpack(content["predictions"])
-    answers = {name: _blocks(packed[name], name, sizes, _texts) for name in ("final", "diagonal")}
+    answers = {
+        "final": _blocks(packed["final"], "final", sizes, _texts),
+        "diagonal": _blocks(packed["diagonal"], "diagonal", sizes, lambda v, n, c: v if v == [] else _texts(v, n, c)),
+    }
     scores = _blocks(packed["scores"], "scores", sizes, lambda v, n, c: _numbers(v, n, c, 0, 1))
     clusters = _blocks(packed["clusters"], "clusters", sizes, lambda v, n, c: _numbers(v, n, c, 0, 10**9, whole=True))
     for name in ("config", "settings", "versions"):
@@ -76,7 +79,14 @@ def checked_fields(content: Any) -> dict[str, Any]:
         raise ResultError("reference must be true or false")
     texts = {name: _texts([content[name]], name, 1)[0] for name in ("stream", "method", "title", "questions")}
     numbers = {name: _numbers([content[name]], name, 1, 0, MAX_NUMBER, whole=True)[0] for name in ("budget", "seed")}
-    faithful = content["faithful"]
+    faithful, also = content["faithful"], content.get("also", {})
+    if not isinstance(also, dict) or len(also) > 100:
+        raise ResultError("also must be an object of at most 100 graders")
+    for values in also.values():
+        if not isinstance(values, list) or len(values) != count:
+            raise ResultError(f"also must hold lists of {count}")
+        given = [value for value in values if value is not None]
+        _numbers(given, "also", len(given), 0, 100)
     kept = ("deployed_bytes", "training_bytes")
     seconds = ("learn_seconds", "answer_seconds")
     return {
@@ -92,6 +102,7 @@ def checked_fields(content: Any) -> dict[str, Any]:
         "graders": _texts(content["graders"], "graders", count),
         "matrix": _matrix(content["matrix"], "matrix", count),
         "faithful": None if faithful is None else _matrix(faithful, "faithful", count),
+        "also": also,
         "scores": scores,
         "clusters": clusters,
     }
@@ -139,7 +150,7 @@ def _matrix(rows: Any, name: str, count: int) -> AccuracyMatrix:
         if not isinstance(row, list) or len(row) != count:
             raise ResultError(f"{name} must have {count} cells in every row")
         measured = [i for i, cell in enumerate(row) if cell is not None]
-        if not set(range(t + 1)) <= set(measured):
-            raise ResultError(f"{name} has unmeasured cells on or below its diagonal")
+        if t == count - 1 and len(measured) < count:
+            raise ResultError(f"{name} has unmeasured cells in its last row")
         matrix[t, measured] = _numbers([row[i] for i in measured], name, len(measured), 0, 100)
     return matrix

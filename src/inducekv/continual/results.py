@@ -33,7 +33,8 @@ class Result:
             them.
         tasks, sizes, graders: of each task its name, test questions and grader.
         questions: digest of the test questions and their answers in order; equal where results can be paired.
-        matrix: `[tasks, tasks]` percent; above the diagonal at most the first off-diagonal is measured.
+        matrix: `[tasks, tasks]` percent; above the diagonal at most the first off-diagonal is measured, and on and
+            below it what `settings["evaluate"]` says (the last row always).
         faithful: the same under the published graders where these differ, else None.
         deployed_bytes, training_bytes: kept after each task, as measured.
         ledger: `deployed` and `training` bytes by formula after the last task.
@@ -43,10 +44,13 @@ class Result:
             and `cuda` bytes where a GPU was used.
         config: how the method was set (`Method.describe`).
         settings: of the run: model, limit, max_new_tokens, root ...
-        versions: of the packages that matter; `commit` of the project where it ran from a checkout.
-        final, diagonal: answers to each task's questions after the last task, and right after learning the task.
+        versions: of the packages that matter; `commit` of the project where it ran from a checkout; `embeddings`: the
+            beginning of the hash of the model's input embeddings.
+        final, diagonal: answers to each task's questions after the last task, and right after learning the task (no
+            answers where it was not asked then).
         scores: of each question in the final row, 0 to 1.
         clusters: number of each question's picture, for standard errors.
+        also: by the name of a further grader, each task's percent in the final row; None for a task without it.
     """
 
     stream: str
@@ -71,6 +75,7 @@ class Result:
     scores: list[list[float]]
     clusters: list[list[int]]
     faithful: AccuracyMatrix | None = None
+    also: dict[str, list[float | None]] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, Any] = field(default_factory=dict)
@@ -81,19 +86,23 @@ class Result:
         return self.stream, self.method, self.budget, self.seed
 
     def figures(self, zero_shot: Result | None = None) -> dict[str, float | None]:
-        """Every figure of the matrix, by its name in the literature; FWT needs the zero-shot row of the same stream."""
+        """Every figure of the matrix by its name in the literature, None where cells that it needs were not asked.
+
+        FWT needs the zero-shot row of the same stream.
+        """
+        of, matrix = metrics.figure_or_none, self.matrix
         before = np.diag(zero_shot.matrix) if zero_shot and zero_shot.questions == self.questions else None
         return {
-            "last": metrics.last(self.matrix),
-            "avg": metrics.average(self.matrix),
-            "mft": metrics.just_learned(self.matrix),
-            "forgetting": metrics.forgetting(self.matrix),
-            "bwt": metrics.backward_transfer(self.matrix),
-            "bwt_over_t": metrics.backward_transfer(self.matrix, "T"),
-            "fwt": None if before is None else metrics.forward_transfer(self.matrix, before),
-            "last_weighted": metrics.last(self.matrix, self.sizes),
-            "avg_weighted": metrics.average(self.matrix, self.sizes),
-            "mft_weighted": metrics.just_learned(self.matrix, self.sizes),
+            "last": of(metrics.last, matrix),
+            "avg": of(metrics.average, matrix),
+            "mft": of(metrics.just_learned, matrix),
+            "forgetting": of(metrics.forgetting, matrix),
+            "bwt": of(metrics.backward_transfer, matrix),
+            "bwt_over_t": of(metrics.backward_transfer, matrix, "T"),
+            "fwt": None if before is None else metrics.forward_transfer(matrix, before),
+            "last_weighted": of(metrics.last, matrix, self.sizes),
+            "avg_weighted": of(metrics.average, matrix, self.sizes),
+            "mft_weighted": of(metrics.just_learned, matrix, self.sizes),
             "last_faithful": None if self.faithful is None else metrics.last(self.faithful),
         }
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from inducekv.continual.methods.base import Method
-from inducekv.continual.metrics import AccuracyMatrix, average, empty_matrix, forgetting, last
+from inducekv.continual.metrics import AccuracyMatrix, Evaluate, average, empty_matrix, figure_or_none, forgetting, last
 from inducekv.continual.stream import Experience, Stream
 from inducekv.progress import SILENT, Labelled, Progress
 from inducekv.ranks import Ranks
@@ -32,7 +32,7 @@ class MethodResult:
         learn_of_task: wall-clock seconds of each task's learning.
         answer_of_task: wall-clock seconds that each task's test took when it was last asked.
         final_answers: to each task's questions, when last asked; after the stream, the final row.
-        diagonal_answers: to each task's questions right after learning it.
+        diagonal_answers: to each task's questions right after learning it; none where it was not asked then.
         scores: of `final_answers`, 0 to 1.
     """
 
@@ -67,9 +67,14 @@ class MethodResult:
         """JSON-able figures; cells that were not measured are null."""
         return {
             "matrix": _rows(self.matrix),
-            "avg": round(average(self.matrix), 3),
-            "last": round(last(self.matrix), 3),
-            "forgetting": round(forgetting(self.matrix), 3),
+            **{
+                name: None if value is None else round(value, 3)
+                for name, value in (
+                    ("avg", figure_or_none(average, self.matrix)),
+                    ("last", figure_or_none(last, self.matrix)),
+                    ("forgetting", figure_or_none(forgetting, self.matrix)),
+                )
+            },
             "deployed_bytes": self.deployed_bytes,
             "learn_seconds": round(self.learn_seconds, 3),
             "answer_seconds": round(self.answer_seconds, 3),
@@ -103,6 +108,7 @@ def run(
     after_task: AfterTask | None = None,
     *,
     ahead: bool = False,
+    evaluate: Evaluate = "all",
     ranks: Ranks | None = None,
     resumed: Sequence[MethodResult] = (),
 ) -> list[MethodResult]:
@@ -114,6 +120,8 @@ def run(
     Args:
         after_task: called with the task's number (from 0) and the results so far, matrices filled up to that row.
         ahead: also ask each task just before it is learned (forward transfer); not of methods that need its label.
+        evaluate: cells that are asked. With `"diagonal+last"` reference rows, whose forgetting nobody asks for, answer
+            the last row alone.
         ranks: this process among several that share the test questions out; None for one alone.
         resumed: results of an earlier, unfinished run, to whose state the methods have been brought back.
 
@@ -136,7 +144,8 @@ def run(
             result.learn_of_task.append(time.perf_counter() - started)
             result.deployed_of_task.append(method.deployed_bytes)
             result.training_of_task.append(method.training_bytes)
-            _ask_tasks_so_far(stream, number, method, result, labelled, ahead, ranks or Ranks())
+            asked = _asked(method, number, len(stream), evaluate, ahead)
+            _ask_tasks(stream, number, asked, method, result, labelled, ranks or Ranks())
         if after_task is not None:
             after_task(number, results)
     return results
@@ -148,23 +157,39 @@ def _empty(stream: Stream, method: Method) -> MethodResult:
     return MethodResult(method.name, method.title, matrix, empty_matrix(len(stream)) if both else None)
 
 
-def _ask_tasks_so_far(
-    stream: Stream, number: int, method: Method, result: MethodResult, progress: Progress, ahead: bool, ranks: Ranks
+def _asked(method: Method, number: int, tasks: int, evaluate: Evaluate, ahead: bool) -> range:
+    """The tasks whose questions are asked after task `number` of `tasks`."""
+    final = number + 1 == tasks
+    if method.settles and evaluate != "last":
+        first, end = number, number + 1
+    else:
+        only_final = evaluate == "last" or (evaluate == "diagonal+last" and method.reference)
+        first = 0 if final or evaluate == "all" else number
+        end = number + 1 if final or not only_final else first
+    return range(first, end + (ahead and evaluate == "all" and not final and not method.sees_task_labels))
+
+
+def _ask_tasks(
+    stream: Stream,
+    number: int,
+    asked: range,
+    method: Method,
+    result: MethodResult,
+    progress: Progress,
+    ranks: Ranks,
 ) -> None:
     """Fills row `number` of the matrices."""
     if method.settles and number:  # unchanged answers are not asked for again
         for matrix in (result.matrix, result.faithful):
             if matrix is not None:
                 matrix[number, :number] = matrix[number - 1, :number]
-    ahead = ahead and number + 1 < len(stream) and not method.sees_task_labels
-    asked = range(number if method.settles else 0, number + 1 + ahead)
     for task, (answers, seconds) in zip(asked, _ask(stream, asked, method, progress, ranks), strict=True):
         scores = _mark(stream, number, task, answers, result)
         if task <= number:
             _put(result.final_answers, task, answers)
             _put(result.scores, task, scores)
             _put(result.answer_of_task, task, seconds)
-    result.diagonal_answers.append(result.final_answers[number])
+    result.diagonal_answers.append(result.final_answers[number] if number in asked else [])
 
 
 def _ask(

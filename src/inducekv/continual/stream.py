@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -26,6 +26,7 @@ class Experience:
         grader: how answers to its test examples are scored.
         faithful_grader: the published grader where `grader` mends a fault of it; None where they are the same.
         position: its place in the stream from 0, always readable.
+        also: further graders to report the final answers under.
 
     Raises:
         ValueError: no training or no test examples, or one of them has no answer.
@@ -38,6 +39,7 @@ class Experience:
     grader: Grader = EXACT
     faithful_grader: Grader | None = None
     position: int = 0
+    also: tuple[Grader, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("train", "test", "validation"):
@@ -125,6 +127,21 @@ class Stream:
         if self.task_labels == "train":
             return self.experiences
         return tuple(experience.masked() for experience in self.experiences)
+
+    def also_graded(self, answers: Sequence[Sequence[str]]) -> dict[str, list[float | None]]:
+        """Each task's percent under the further graders, by their names; None for a task without one.
+
+        Args:
+            answers: to each task's test questions.
+        """
+        graders = {grader.name: grader for experience in self.experiences for grader in experience.also}
+        return {
+            name: [
+                100 * float(grader.scores(said, experience.test).mean()) if grader in experience.also else None
+                for experience, said in zip(self.experiences, answers, strict=True)
+            ]
+            for name, grader in graders.items()
+        }
 
     @property
     def tasks(self) -> list[str]:

@@ -8,9 +8,11 @@ from inducekv.continual.graders import boxes, choice, containment, medical, slot
 from inducekv.continual.graders.base import Grader, PerAnswer
 from inducekv.continual.graders.captions import COCO_CAPTION
 from inducekv.continual.graders.exact import EXACT, accuracy, exact_match, normalised
+from inducekv.continual.graders.rouge import ROUGE_L
 
 _ALL: tuple[Grader, ...] = (
     EXACT,
+    ROUGE_L,
     words.UPPER,
     words.GQA,
     words.OCR_VQA,

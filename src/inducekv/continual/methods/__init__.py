@@ -17,6 +17,7 @@ from inducekv.continual.methods.inducekv import InduceKV
 from inducekv.continual.methods.joint_lora import JointLora
 from inducekv.continual.methods.l2p import L2P
 from inducekv.continual.methods.lwf_lora import LwfLora
+from inducekv.continual.methods.masked_prompt import MaskedPrompt
 from inducekv.continual.methods.moelora import MoELora
 from inducekv.continual.methods.nearest_neighbour import NearestNeighbour
 from inducekv.continual.methods.olora import OLora
@@ -67,6 +68,10 @@ def _retrieved_prompt(backbone: Backbone, *, partner: Method | None, max_new_tok
     return RetrievedPrompt(_partner(partner, RetrievedPrompt).model, max_new_tokens)
 
 
+def _masked_prompt(backbone: Backbone, *, partner: Method | None, max_new_tokens: int, **_: Any) -> Method:
+    return MaskedPrompt(_partner(partner, MaskedPrompt).model, max_new_tokens)
+
+
 def _partner(partner: Method | None, kind: type[Method]) -> InduceKV:
     if not isinstance(partner, InduceKV):
         raise ValueError(
@@ -94,6 +99,7 @@ METHODS: dict[str, MethodKind] = {
         _row(ZeroShot, _zero_shot),
         _row(NearestNeighbour, _nearest_neighbour),
         _row(RetrievedPrompt, _retrieved_prompt),
+        _row(MaskedPrompt, _masked_prompt),
         _trained(IndividualLora),
         _trained(JointLora),
         _trained(SequentialLora),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,6 +42,15 @@ class Recipe:
     warm_up: float = 0.05
     max_grad_norm: float = 1.0
     max_examples: int | None = None
+
+    def scaled(self, epochs: int | None, learning_rate: float | None) -> Recipe:
+        """This recipe, changed by the factors that would give LoRA's (the defaults) these values; None: as it is."""
+        usual = Recipe()
+        more, faster = (
+            (epochs or usual.epochs) / usual.epochs,
+            (learning_rate or usual.learning_rate) / usual.learning_rate,
+        )
+        return replace(self, epochs=max(1, round(self.epochs * more)), learning_rate=self.learning_rate * faster)
 
 
 @dataclass(frozen=True)

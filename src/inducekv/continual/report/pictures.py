@@ -29,7 +29,7 @@ def heat_maps(results: Sequence[Result]) -> bytes:
     step = 1 if len(tasks) <= _MOST_TASKS_WITH_FIGURES else 4
     shade = None
     for axes, found in zip(grid, methods.values(), strict=False):
-        matrix = np.tril(np.mean([np.nan_to_num(result.matrix) for result in found], axis=0))
+        matrix = np.mean([result.matrix for result in found], axis=0)
         matrix[np.triu_indices(len(tasks), 1)] = np.nan
         shade = axes.imshow(matrix, vmin=0, vmax=100, cmap="YlGnBu")
         if len(tasks) <= _MOST_TASKS_WITH_FIGURES:
@@ -65,7 +65,7 @@ def forgetting_curves(results: Sequence[Result], looks: dict[str, Look]) -> byte
     def curve(result: Result) -> Float[np.ndarray, "points"]:
         diagonal = np.diag(result.matrix)
         return np.array(
-            [(np.diag(result.matrix, -k) - diagonal[: len(diagonal) - k]).mean() for k in range(len(diagonal))]
+            [_mean_of_asked(np.diag(result.matrix, -k) - diagonal[: len(diagonal) - k]) for k in range(len(diagonal))]
         )
 
     return _curves(results, looks, curve, "tasks learned since", "change of accuracy, points", first=0, floor=None)
@@ -188,6 +188,10 @@ def _front(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
     return [*front, (max(size for size, _ in points), front[-1][1])]
 
 
+def _mean_of_asked(values: Float[np.ndarray, "tasks"]) -> float:
+    return float(values[~np.isnan(values)].mean()) if not np.isnan(values).all() else float("nan")
+
+
 def _sem(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
 
@@ -195,6 +199,8 @@ def _sem(values: Sequence[float]) -> float:
 def _write_cells(axes: Any, matrix: Float[np.ndarray, "after on"]) -> None:
     for after, on in zip(*np.tril_indices(len(matrix)), strict=True):
         value = matrix[after, on]
+        if np.isnan(value):  # not asked
+            continue
         colour = "white" if value > 55 else INK
         axes.text(on, after, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
 

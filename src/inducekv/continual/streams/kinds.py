@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from inducekv.continual.stream import Stream
+from inducekv.examples import Example
+from inducekv.splits import balanced_order
 
 T = TypeVar("T")
 
@@ -23,6 +25,7 @@ class StreamKind(ABC):
         summary: one line.
         protocol: what else must be said with a number measured on it.
         tasks: names in the order they are learned; empty where the download decides.
+        suits: fields of `Settings` that suit the stream, for a command that does not say otherwise.
         needs_root: whether it reads a folder on disk.
     """
 
@@ -30,6 +33,7 @@ class StreamKind(ABC):
     summary: str
     tasks: tuple[str, ...]
     protocol: str = ""
+    suits: Mapping[str, Any] = field(default_factory=dict, kw_only=True)
     needs_root: ClassVar[bool] = True
 
     @abstractmethod
@@ -64,3 +68,16 @@ def limited(items: Sequence[T], limit: int | None, seed: int, purpose: str) -> l
         return list(items)
     generator = np.random.default_rng([seed, *purpose.encode()])
     return [items[i] for i in sorted(generator.choice(len(items), limit, replace=False))]
+
+
+def balanced(examples: Sequence[Example], samples: int | None, seed: int, purpose: str) -> list[Example]:
+    """At most `samples` of the examples in their own order, chosen at random so that all answers come up alike.
+
+    Raises:
+        ValueError: `samples` is below 1.
+    """
+    if samples is None:
+        return list(examples)
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1 example a split, got {samples}")
+    return [examples[i] for i in sorted(balanced_order(examples, seed, purpose)[:samples])]
