@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import tiny_families
 from inducekv.cli import app
-from inducekv.doctor import TEXT_NBYTES, _missing, diagnose, examine
+from inducekv.doctor import FRAMING, TEXT_NBYTES, _missing, diagnose, examine
 from inducekv.families import FAMILIES
 from inducekv.layout import Layout
 
@@ -42,7 +42,7 @@ def test_entries_weigh_what_a_memory_counts() -> None:
     for bits, dtype in ((16, "float16"), (8, "int8")):
         assert found.slot_nbytes(bits) == layout.payload_nbytes(1, dtype) + layout.scales_nbytes(1, dtype)
         each = layout.entry_nbytes(5, dtype, TEXT_NBYTES)
-        base = layout.base_nbytes(["task"])
+        base = FRAMING + layout.base_nbytes(["task"])
         assert found.entries(base + 7 * each, 5, bits) == 7 and found.entries(base + 7 * each - 1, 5, bits) == 6
     assert found.slot_nbytes(2) < found.slot_nbytes(4) < found.slot_nbytes(8) < found.slot_nbytes(16)
     assert found.entries("0B", 5, 16) == 0

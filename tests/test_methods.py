@@ -125,7 +125,8 @@ def stored_nbytes(directory: Path, *files: str) -> int:
 
 def stored_example_nbytes(directory: Path) -> int:
     """Bytes of the pictures and texts in a file of examples, without the framing of its JSON."""
-    with safe_open(directory / "training_state.safetensors", "np") as file:
+    (path,) = directory.glob("training_state*.safetensors")
+    with safe_open(path, "np") as file:
         rows = json.loads(file.get_tensor("anchors").tobytes())
         texts = sum(len(row[k].encode()) for row in rows for k in ("task", "id", "question", "answer"))
         return texts + file.get_tensor("pictures").nbytes

@@ -22,6 +22,8 @@ CONFIG_LIMIT = 4 * 2**20
 """Bytes of a `config.json` that is read."""
 BITS = (16, 8, 4, 2)
 """Bits of a stored number."""
+FRAMING = 2048
+"""Bytes left for `memory.json` and the header of the tensors (CHOICE): what they take of models with short names."""
 TEXT_NBYTES = 128
 """Bytes of source text assumed for an entry."""
 
@@ -96,12 +98,15 @@ class Diagnosis:
         return vectors * ((layout.head_dim * bits + 7) // 8 + (2 if bits < 16 else 0))
 
     def entries(self, budget: int | str, tokens: int, bits: int) -> int:
-        """Entries of so many tokens that fit in a budget with one task, each with 128 bytes of source text."""
+        """Entries of so many tokens that fit in a budget with one task, each with 128 bytes of source text.
+
+        `FRAMING` bytes are left for `memory.json` and the header of the tensors.
+        """
         layout = self.layout
         slot = self.slot_nbytes(bits)
         assert layout is not None  # slot_nbytes has raised
         each = tokens * slot + layout.key_nbytes + BOOKKEEPING + TEXT_NBYTES
-        return max(0, parse_bytes(budget) - layout.base_nbytes(["task"])) // each
+        return max(0, parse_bytes(budget) - FRAMING - layout.base_nbytes(["task"])) // each
 
     def to_dict(self, budgets: Sequence[str], tokens: int) -> dict[str, Any]:
         """Everything as JSON values."""
