@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.byte_cache import ByteCache
+from inducekv.calls import OwnHooks, is_open, lock_of, opened, unfollowed
 from inducekv.config import DEFAULT_KEY_POOL, InduceKVConfig, KeyPool
 from inducekv.decoder import state_kept, state_of, text_inputs
 from inducekv.devices import device_of
@@ -132,11 +133,17 @@ class Backbone:
         ends, rendered = self.end_tokens, []
         progress.start("reading examples", len(examples))
         for example, before in zip(examples, shown or [()] * len(examples), strict=True):
-            make = partial(render, self.processor, example, with_answer, ends, before)
+            make = partial(self._rendered, example, with_answer, ends, before)
             rendered.append(make() if before else self.rendered.get((example, int(with_answer)), make))
             progress.advance()
         progress.stop()
         return batched(self, rendered, batch_size, embed)
+
+    def _rendered(
+        self, example: Example, with_answer: bool, ends: frozenset[int], before: Sequence[Example]
+    ) -> Rendered:
+        with lock_of(self.processor):  # tokenizers refuse to be used by two threads at once
+            return render(self.processor, example, with_answer, ends, before)
 
     def _prepared(self, examples: Sequence[Example] | Prepared, with_answer: bool, batch_size: int) -> Prepared:
         prepared = (
@@ -204,7 +211,8 @@ class Backbone:
         encoded: list[Encoded | None] = [None] * prepared.count
         progress.start("encoding examples", prepared.count)
         for batch in prepared.batches:
-            rows = encode_batch(self, batch, key_layer, key_pool, scorer)
+            with unfollowed():
+                rows = encode_batch(self, batch, key_layer, key_pool, scorer)
             for row, made in zip(batch.rows.tolist(), rows, strict=True):
                 encoded[row] = made
             progress.advance(len(batch.rows))
@@ -242,9 +250,7 @@ class Backbone:
         if "attention_mask" not in inputs:
             tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
             inputs["attention_mask"] = torch.ones_like(tokens, dtype=torch.long)
-        before = self.decoder_inputs(inputs)
-        with attached(self, None):
-            hidden = state_of(self.text_model, key_layer, before)
+        hidden = state_of(self.text_model, key_layer, self.decoder_inputs(inputs))
         return retrieval_key(self, hidden, key_pool, inputs["attention_mask"].bool(), inputs.get("input_ids"))
 
     # -- scoring
@@ -289,12 +295,13 @@ class Backbone:
         if cap is None:
             return None
         said: list[Tensor] = []
-        hook = self.model.get_output_embeddings().register_forward_hook(lambda module, args, out: said.append(out))
+        hooks = OwnHooks(lambda: is_open(said))
+        hooks.after(self.model.get_output_embeddings(), lambda module, args, kwargs, out: said.append(out))
         try:
-            with torch.no_grad(), state_kept(self.model, self.family), attached(self, None):
+            with torch.no_grad(), state_kept(self.model, self.family), unfollowed(), opened(said):
                 logits = self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device)).logits
         finally:
-            hook.remove()
+            hooks.remove()
         return None if torch.equal(said[0].to(logits), logits) else cap
 
     # -- generating

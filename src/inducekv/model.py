@@ -14,6 +14,7 @@ from inducekv.answers import Source as Source
 from inducekv.attention import Attachment, attached
 from inducekv.backbone import Backbone
 from inducekv.cache import DynamicCache, as_cache
+from inducekv.calls import lock_of
 from inducekv.config import InduceKVConfig, Weighting
 from inducekv.examples import Example, ImageSource
 from inducekv.injection import Injection
@@ -112,9 +113,15 @@ class InducedModel:
     ) -> LearnReport:
         """Learns a task into the memory; see `inducekv.learner.learn`.
 
+        Other threads may answer meanwhile: they read the memory as it was until everything is learned.
+
         With `payload="auto"` the first task is tuned on first (`inducekv.tuning`): the memory, still empty, is replaced
         by one of the format that was found, and `config` says which.
         """
+        with lock_of(self):
+            return self._learn(examples, task, progress, ranks)
+
+    def _learn(self, examples: Sequence[Example], task: str, progress: Progress, ranks: Ranks) -> LearnReport:
         config, memory, notes = concrete(self.config, self.memory), self.memory, list[str]()
         if config.payload == "auto":
             from inducekv.tuning import tuned_on_first
@@ -122,9 +129,10 @@ class InducedModel:
             config, notes = tuned_on_first(self.backbone, examples, task, config, progress)
             memory = empty_memory(self.backbone, config)
             memory.metadata = dict(self.memory.metadata)
+        learned = memory.snapshot()  # others read the memory meanwhile
         report = learn(
             self.backbone,
-            memory,
+            learned,
             examples,
             task=task,
             config=config,
@@ -133,6 +141,7 @@ class InducedModel:
             ranks=ranks,
         )
         report.warnings[:0] = notes
+        memory.become(learned)
         self.config, self.memory = config, memory
         return report
 
@@ -142,9 +151,10 @@ class InducedModel:
         Raises:
             ValueError: no such task.
         """
-        dropped = self.memory.forget(task)
-        self.training_state.forget(task)
-        return dropped
+        with lock_of(self):
+            dropped = self.memory.forget(task)
+            self.training_state.forget(task)
+            return dropped
 
     # -- answering
 
@@ -191,19 +201,17 @@ class InducedModel:
         if isinstance(readings, list) and len(readings) != len(examples):
             raise ValueError(f"{len(readings)} memories were given for {len(examples)} examples; give one for each")
         read: dict[int, list[Source]] = {}
-        lookups: list[Lookup] = []
 
         def injection(rows: Tensor) -> Any:
             some = [readings[row] for row in rows.tolist()] if isinstance(readings, list) else readings
-            lookups[:] = [Lookup(self.backbone, self.config, some)]
-            return lookups[0].memory
+            return Lookup(self.backbone, self.config, some).memory
 
         def note(rows: Tensor, attachment: Attachment) -> None:
             if attachment.injection is None:
                 return
             masses = attachment.mass.float().cpu()
             for place, row in enumerate(rows.tolist()):
-                read[row] = lookups[0].sources(masses, place, len(rows))
+                read[row] = attachment.details.of(masses, place, len(rows))
 
         on_batch = note if sources else None
         texts = self.backbone.generate(
