@@ -18,6 +18,8 @@ from inducekv.attention import attached
 from inducekv.backbone import Backbone
 from inducekv.calls import OPEN, lock_of
 from inducekv.compression import RetentiveKV, ShiftKV
+from inducekv.lookup import Reading
+from inducekv.memory_config import note_config
 from inducekv.model import InducedModel
 from test_attention import parameters_of, trace
 from test_family_parity import example
@@ -203,6 +205,59 @@ def test_contexts_of_two_threads_overlap_in_any_order(llava: Backbone, order: tu
     first, second = all_at_once([lambda: use(0), lambda: use(1)])
     assert torch.equal(first, customers.expected[0, 0]) and torch.equal(second, customers.expected[1, 0])
     assert everything_on(llava.model) == before
+
+
+def test_a_memory_that_changes_during_a_lookup_is_read_as_it_was(llava: Backbone) -> None:
+    """Between finding entries and fetching them."""
+    model = taught(llava, retrieval="two_pass")
+    asked = [tiny.example(2, answer=False)]
+    expected = model.answer_all(asked, max_new_tokens=3)
+    assert expected[0].sources
+    entries, fetch = list(model.memory.entries), Reading.injection
+
+    def changed_meanwhile(reading: Reading, *given: Any) -> Any:
+        model.memory.replace_all(entries[:1])
+        return fetch(reading, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reading, "injection", changed_meanwhile)
+        assert model.answer_all(asked, max_new_tokens=3) == expected
+    assert model.answer_all(asked, max_new_tokens=3) != expected
+
+
+def test_a_memory_is_read_as_it_was_until_everything_is_learned(llava: Backbone) -> None:
+    config = {"budget": "1MiB", "abstain": False, "inner_steps": 1, "outer_steps": 1}
+    model = InducedModel.from_pretrained(llava, config=config)
+    model.learn([tiny.example(1), tiny.example(3)], task="first")
+    asked, during = [tiny.example(2, answer=False)], list[Any]()
+    before = model.answer_all(asked, max_new_tokens=3)
+
+    def ask(*given: Any) -> None:
+        during.append(model.answer_all(asked, max_new_tokens=3))
+        note_config(*given)
+
+    memory = model.memory
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("inducekv.learner.note_config", ask)  # the last step
+        model.learn([tiny.example(4), tiny.example(6)], task="second")
+    assert during == [before] and model.memory is memory
+    assert set(memory.tasks) == {"first", "second"} and model.answer_all(asked, max_new_tokens=3) != before
+
+
+def test_generations_wait_for_one_another(llava: Backbone) -> None:
+    """Models keep things between the passes of a generation."""
+    inputs, free = inputs_of(llava, [tiny.example(2, answer=False)]), list[bool]()
+
+    def look(ids: Tensor, scores: Tensor) -> Tensor:
+        with ThreadPoolExecutor(1) as pool:
+            taken = pool.submit(lock_of(llava.model).acquire, blocking=False).result()
+        free.append(taken)
+        return scores
+
+    for context in (attached(llava, memory_of(llava, [[tiny.example(1)]])), ShiftKV(3)(llava)):
+        with context:
+            llava.model.generate(**inputs, **GREEDY, logits_processor=[look])
+    assert free == [False] * 6
 
 
 def test_an_error_in_one_thread_is_not_another_ones(llava: Backbone) -> None:
