@@ -1,4 +1,4 @@
-"""Where a prompt begins: memory is looked up for each, once, and what follows it reads the same entries or is refused."""
+"""Where a prompt begins: memory is looked up for each, once, and what follows reads the same entries or is refused."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -116,6 +116,15 @@ def test_prompts_in_pieces_are_refused(retrieval: str) -> None:
         backbone.model.model(input_ids=ids)
 
 
+def test_continuous_batching_is_refused() -> None:
+    backbone = tiny_families.model("llama")
+    before = trace(backbone.model)
+    for context in (taught(backbone).attached(), ShiftKV(3)(backbone)):
+        with pytest.raises(ValueError, match="continuous batching"), context:
+            backbone.model.init_continuous_batching()
+    assert trace(backbone.model) == before
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("retrieval", RETRIEVAL)
 def test_caches_of_several_prompts_may_take_turns(retrieval: str) -> None:
@@ -150,7 +159,7 @@ def windowed(kind: str) -> Backbone:
 def repeating(backbone: Backbone) -> dict[str, Any]:
     """A prompt that ends as it went on before, so that its own tokens are guessed right after it."""
     inputs = question(backbone, "what is this")
-    return followed_by(inputs, inputs["input_ids"][0, -6:-2].tolist() + [60, 61, 62, 63, 60, 61])
+    return followed_by(inputs, [*inputs["input_ids"][0, -6:-2].tolist(), 60, 61, 62, 63, 60, 61])
 
 
 def ways(backbone: Backbone, method: str) -> AbstractContextManager[Any]:

@@ -62,7 +62,7 @@ class Follower(Protocol):
 # -- one at a time
 
 _REGISTRY = threading.Lock()
-_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()  # type: ignore[type-arg, valid-type]
+_LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 
 
 def lock_of(thing: Any) -> Any:
@@ -130,7 +130,6 @@ class OwnHooks:
 # -- passes and generations of a model
 
 _FOLLOWED: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-_REPLACED = ("forward", "generate")
 
 
 @contextmanager
@@ -151,7 +150,7 @@ def followed(model: Any) -> Iterator[None]:
 
 
 def _replace(model: Any) -> None:
-    for name, ours in zip(_REPLACED, (_forward, _generate), strict=True):
+    for name, ours in _REPLACED.items():
         theirs = getattr(model, name, None)
         if theirs is not None:
             had = vars(model).get(name)
@@ -165,8 +164,8 @@ def _put_back(model: Any) -> None:
         around = vars(model).get(name)
         if hasattr(around, "instead_of"):  # else someone replaced it in their turn
             del vars(model)[name]
-            if around.instead_of is not None:  # type: ignore[union-attr]
-                object.__setattr__(model, name, around.instead_of)  # type: ignore[union-attr]
+            if around.instead_of is not None:
+                object.__setattr__(model, name, around.instead_of)
 
 
 def _generate(model: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -216,6 +215,23 @@ def _told(
     for follower in reversed(followers):
         follower.after_pass(inputs, output)
     return output
+
+
+def _init_continuous_batching(model: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if any(getattr(thing, "model", None) is model for thing in OPEN.get()):
+        raise ValueError(
+            "continuous batching (generate_batch) runs in a thread and with attention of its own, where nothing that is "
+            "open here is read; use generate() with a batch of prompts"
+        )
+    return run(*args, **kwargs)
+
+
+_REPLACED = {
+    "forward": _forward,
+    "generate": _generate,
+    "init_continuous_batching": _init_continuous_batching,
+}
+"""Methods of a model, and what takes their place while something is open on it."""
 
 
 def tokens_of(inputs: dict[str, Any]) -> Num[Tensor, "rows tokens"]:
