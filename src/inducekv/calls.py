@@ -220,8 +220,8 @@ def _told(
 def _init_continuous_batching(model: nn.Module, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if any(getattr(thing, "model", None) is model for thing in OPEN.get()):
         raise ValueError(
-            "continuous batching (generate_batch) runs in a thread and with attention of its own, where nothing that is "
-            "open here is read; use generate() with a batch of prompts"
+            "continuous batching (generate_batch) runs in a thread and with attention of its own, where nothing that "
+            "is open here is read; use generate() with a batch of prompts"
         )
     return run(*args, **kwargs)
 
