@@ -273,6 +273,8 @@ class Attachment:
         if not self._looks_up or not pass_.running or not self.rules:
             return
         pass_.running = False
+        if output is None:
+            return
         values = output if isinstance(output, tuple) else (cache_in(inputs), cache_of(output))
         for cache in values:
             if isinstance(cache, Cache):

@@ -56,7 +56,7 @@ class Follower(Protocol):
         """Before a pass of the whole model; `inputs` are its arguments by name."""
 
     def after_pass(self, inputs: dict[str, Any], output: Any) -> None:
-        """After it."""
+        """After it; `output` is None where it failed."""
 
 
 # -- one at a time
@@ -211,9 +211,12 @@ def _told(
         follower.before_pass(inputs, generation)
     if generation is not None:
         generation.read = True
-    output = run(*args, **kwargs)
-    for follower in reversed(followers):
-        follower.after_pass(inputs, output)
+    output = None
+    try:
+        output = run(*args, **kwargs)
+    finally:
+        for follower in reversed(followers):
+            follower.after_pass(inputs, output)
     return output
 
 

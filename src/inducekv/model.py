@@ -292,7 +292,7 @@ class InducedModel:
         with torch.no_grad():
             injection = None
             if len(self.memory):
-                reading = Reading(self.memory, self.config)
+                reading = Reading(self.memory.snapshot(), self.config)
                 keys = self.backbone.query_keys_from_inputs(
                     key_layer=self.config.key_layer, key_pool=self.config.key_pool, **inputs
                 )
