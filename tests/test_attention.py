@@ -8,12 +8,15 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import tiny
+import tiny_families
+from inducekv.attachment import TRAVELS
 from inducekv.attention import REGISTERED, attached
 from inducekv.backbone import Backbone
 from inducekv.cache_name import CACHE, CACHE_NAMES, cache_in, cache_of
 from inducekv.injection import build_injection
 from inducekv.payloads import Payloads
 from inducekv.retrieval import Calibration, retrieve
+from test_family_parity import example as family_example
 from test_parity import WEIGHTINGS, assert_close, generated, inputs_of, memory_of
 
 ASKED = [tiny.example(i, images=i % 2, answer=False) for i in (2, 5, 7)]
@@ -219,6 +222,26 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
             loss = backbone.model(**inputs, labels=inputs["input_ids"]).loss
             gradients.append(torch.autograd.grad(loss, leaf)[0])
     assert torch.allclose(gradients[0], gradients[1], atol=1e-12) and gradients[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("family", [name for name in tiny_families.MODELS if name != "llava"])
+def test_checkpointing_knows_its_memory_in_a_thread_of_autograds_own(family: str) -> None:
+    """On a GPU backward() runs layers again in another thread, where no context is open."""
+    backbone = tiny_families.model(family)
+    memory, attend = memory_of(backbone, [[family_example(backbone, 1)]]), list[Any]()
+    inputs = inputs_of(backbone, [family_example(backbone, 2, False)])
+
+    def noted(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        attend.append(kwargs.get(TRAVELS))
+
+    hooks = [x.self_attn.register_forward_pre_hook(noted, with_kwargs=True) for x in backbone.text_model.layers]
+    backbone.model.train()
+    with attached(backbone, memory) as attachment:
+        backbone.model(**inputs)
+    backbone.model.eval()
+    for hook in hooks:
+        hook.remove()
+    assert len(attend) == backbone.layers and all(given is attachment.now for given in attend)
 
 
 def test_rows_must_fit_the_batch(llava: Backbone) -> None:

@@ -5,10 +5,12 @@ widens the mask; everything else about the model stays as it is, so a plain `gen
 """
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -18,9 +20,11 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from inducekv.attachment import ATTRIBUTE, Attachment, Provider
+from inducekv.attachment import TRAVELS, Attachment, Pass, Provider, pass_of
+from inducekv.attachment import Found as Found
 from inducekv.attachment import InFlight as InFlight
 from inducekv.attention_masks import repeats_of
+from inducekv.calls import OwnHooks, followed, opened
 from inducekv.fitting import check_fits
 from inducekv.injection import Injection
 
@@ -40,20 +44,20 @@ def _attend(
     **kwargs: Any,
 ) -> Any:
     """The base kernel over [memory; own]: `query` `[batch, heads, q, d]`, `key`, `value` `[batch, kv_heads, t, d]`."""
-    attachment: Attachment | None = module.__dict__.get(ATTRIBUTE)
-    injection = None if attachment is None else attachment.injection
-    if attachment is None or injection is None:
+    pass_: Pass | None = kwargs.pop(TRAVELS, None) or pass_of(module)
+    injection = None if pass_ is None else pass_.injection
+    if pass_ is None or injection is None:
         return base(module, query, key, value, mask, **kwargs)
     layer: int = module.layer_idx  # type: ignore[assignment]
     memory = injection.of_layer(layer, key, repeats_of(query.shape[0], injection))
     if memory is None:
         return base(module, query, key, value, mask, **kwargs)
-    mask = attachment.mask_for(layer, query, key.shape[2], mask, kwargs.get("sliding_window"))
+    mask = pass_.mask_for(layer, query, key.shape[2], mask, kwargs.get("sliding_window"))
     key, value = torch.cat([memory[0], key], 2), torch.cat([memory[1], value], 2)
-    if attachment.record_mass:
+    if pass_.record_mass:
         tokens, scaling, softcap = memory[0].shape[2], kwargs.get("scaling"), kwargs.get("softcap")
         softcap = softcap if base is not sdpa_attention_forward else None  # which knows no such thing
-        attachment.record(_memory_mass(query, key, mask, tokens, scaling, softcap), injection)
+        pass_.record(_memory_mass(query, key, mask, tokens, scaling, softcap))
     return base(module, query, key, value, mask, **kwargs)
 
 
@@ -97,7 +101,7 @@ def inducekv_flex(
     """Flex attention, over memory too. Its mask is added to the logits: no blocks are skipped."""
 
     def base(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
-        if mask is not None and mask.dtype == torch.bool:
+        if isinstance(mask, Tensor) and mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(
                 ~mask, torch.finfo(query.dtype).min
             )
@@ -128,6 +132,10 @@ def attached(
     different memory for every row, gradients. Contexts may be nested (the inner one rules until it closes) and
     leave nothing behind, on exceptions too. For gradient checkpointing keep the context open through `backward()`.
 
+    A context is of the thread, or task, that opened it: other threads may use the model at the same time, with contexts
+    of their own or none (a thread that is to share one runs in `contextvars.copy_context()`). A lookup is of one
+    prompt: a call of `generate`, or a pass over a whole prompt and what follows it in its cache, token by token.
+
     A forward pass over a left-padded batch needs `position_ids` that count real tokens from 0, as `generate` gives
     them: memory lies in front of position 0.
 
@@ -143,45 +151,58 @@ def attached(
         ParityError: the check failed.
         ValueError: the model's attention implementation is not `sdpa`, `eager` or `flex_attention`, or the memory does
             not fit the model (`fitting.check_fits`); while open, from the model: the rows of a batch are not those of
-            the memory, or prompt and memory together exceed the model's context.
+            the memory, prompt and memory together exceed the model's context, or where memory would be looked up a
+            prompt goes on in a cache that was filled elsewhere, or comes in pieces.
     """
     if check:
         from inducekv.check import check_parity  # which attaches in its turn
 
         check_parity(backbone)
     text = backbone.text_model
-    before: str = text.config._attn_implementation
-    plain = memory is None or before in REGISTERED.values()
-    wanted = before if plain else REGISTERED.get(before)
-    if wanted is None:
-        raise ValueError(
-            f"attention implementation {before!r} cannot read memory; "
-            "load the model with attn_implementation='sdpa' or 'eager' (or 'flex_attention')"
-        )
     modules = [layer.self_attn for layer in text.layers]
-    attachment = Attachment(memory, modules, record_mass, partial(check_fits, backbone=backbone))
-    previous = [module.__dict__.get(ATTRIBUTE) for module in modules]
-    hooks = []
-    if memory is not None and not isinstance(memory, Injection):
-        hooks.append(backbone.model.register_forward_pre_hook(attachment.before_forward, with_kwargs=True))
-    if isinstance(memory, InFlight):
-        key_layer = text.layers[memory.layer]
-        hooks.append(key_layer.register_forward_pre_hook(attachment.before_key_layer, with_kwargs=True))
-    if memory is not None:  # where the queries are: for sliding windows, and for the preamble
-        hooks.append(text.register_forward_pre_hook(attachment.before_decoder, with_kwargs=True))
-    try:
-        if wanted != before:
-            text.set_attn_implementation(wanted)
-        for module in modules:
-            module.__dict__[ATTRIBUTE] = attachment
+    attachment = Attachment(memory, backbone.model, modules, record_mass, partial(check_fits, backbone=backbone))
+    with ExitStack() as stack:
+        if memory is not None:
+            stack.enter_context(_reading(text))
+            stack.enter_context(followed(backbone.model))
+            hooks = OwnHooks(lambda: attachment.rules)
+            stack.callback(hooks.remove)
+            hooks.before(text, attachment.before_decoder)
+            if isinstance(memory, InFlight):
+                hooks.before(text.layers[memory.layer], attachment.before_key_layer)
+        stack.enter_context(opened(attachment))
         yield attachment
+
+
+_READING: WeakKeyDictionary[Any, tuple[str, int]] = WeakKeyDictionary()
+"""Attention implementations to go back to, by text decoder, and how many contexts are open on it in all threads."""
+_SWITCH = threading.Lock()
+
+
+@contextmanager
+def _reading(text: Any) -> Iterator[None]:
+    """Keeps attention that can read memory on for as long as any thread has some attached to the decoder.
+
+    Raises:
+        ValueError: the decoder's attention cannot read memory.
+    """
+    with _SWITCH:
+        before, count = _READING.get(text, (text.config._attn_implementation, 0))
+        wanted = before if before in REGISTERED.values() else REGISTERED.get(before)
+        if wanted is None:
+            raise ValueError(
+                f"attention implementation {before!r} cannot read memory; "
+                "load the model with attn_implementation='sdpa' or 'eager' (or 'flex_attention')"
+            )
+        if not count and wanted != before:
+            text.set_attn_implementation(wanted)
+        _READING[text] = before, count + 1
+    try:
+        yield
     finally:
-        for hook in hooks:
-            hook.remove()
-        for module, outer in zip(modules, previous, strict=True):
-            if outer is None:
-                module.__dict__.pop(ATTRIBUTE, None)
-            else:
-                module.__dict__[ATTRIBUTE] = outer
-        if wanted != before:
-            text.set_attn_implementation(before)
+        with _SWITCH:
+            before, count = _READING.pop(text)
+            if count > 1:
+                _READING[text] = before, count - 1
+            elif text.config._attn_implementation != before:
+                text.set_attn_implementation(before)

@@ -1,7 +1,7 @@
 """A frozen Hugging Face vision-language model with its processor: encode, score answers, generate."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from inducekv.attention import Attachment, InFlight, Provider, attached
 from inducekv.byte_cache import ByteCache
+from inducekv.calls import OwnHooks, is_open, lock_of, opened, unfollowed
 from inducekv.chat import NEXT_QUESTION, chat_of, checked_system
 from inducekv.config import DEFAULT_KEY_POOL, InduceKVConfig, KeyPool
 from inducekv.decoder import state_kept, state_of, text_inputs
@@ -161,7 +162,10 @@ class Backbone:
         return batched(self, rendered, batch_size, embed)
 
     def _render(self, example: Example, with_answer: bool, shown: Sequence[Example] = ()) -> Rendered:
-        make = partial(render, self.processor, example, with_answer, self.end_tokens, shown, self.system)
+        def make() -> Rendered:
+            with lock_of(self.processor):  # tokenizers refuse to be used by two threads at once
+                return render(self.processor, example, with_answer, self.end_tokens, shown, self.system)
+
         return make() if shown else self.rendered.get((example, int(with_answer)), make)
 
     def _prepared(self, examples: Sequence[Example] | Prepared, with_answer: bool, batch_size: int) -> Prepared:
@@ -244,7 +248,8 @@ class Backbone:
         progress.start("encoding examples", prepared.count)
         for batch in prepared.batches:
             before_own = [skipped[row] for row in batch.rows.tolist()]
-            rows = encode_batch(self, batch, key_layer, key_pool, scorer, before_own)
+            with unfollowed():
+                rows = encode_batch(self, batch, key_layer, key_pool, scorer, before_own)
             for row, made in zip(batch.rows.tolist(), rows, strict=True):
                 encoded[row] = made
             progress.advance(len(batch.rows))
@@ -284,6 +289,8 @@ class Backbone:
     @cached_property
     def closing(self) -> int:
         """How many tokens every rendered prompt ends with: what the template writes after the question."""
+        if self.family.token_types == "prefix":
+            return 0
         return len(common_beginning(*[ids[::-1] for ids in self._probes]))
 
     @cached_property
@@ -296,9 +303,9 @@ class Backbone:
 
         Found by rendering two questions that have nothing in common; it ends before the first picture.
         """
-        shared = common_beginning(*self._probes)
         if self.family.token_types == "prefix":  # the whole prompt sees itself in both directions: no part is as alone
             return ()
+        shared = common_beginning(*self._probes)
         end = shared.index(self.image_token) if self.image_token in shared else len(shared)
         return tuple(shared[:end])
 
@@ -333,9 +340,7 @@ class Backbone:
         if "attention_mask" not in inputs:
             tokens = inputs["input_ids"] if "input_ids" in inputs else inputs["inputs_embeds"][..., 0]
             inputs["attention_mask"] = torch.ones_like(tokens, dtype=torch.long)
-        before = self.decoder_inputs(inputs)
-        with attached(self, None):
-            hidden = state_of(self.text_model, key_layer, before)
+        hidden = state_of(self.text_model, key_layer, self.decoder_inputs(inputs))
         return retrieval_key(self, hidden, key_pool, inputs["attention_mask"].bool(), inputs.get("input_ids"))
 
     # -- scoring
@@ -380,12 +385,13 @@ class Backbone:
         if cap is None:
             return None
         said: list[Tensor] = []
-        hook = self.model.get_output_embeddings().register_forward_hook(lambda module, args, out: said.append(out))
+        hooks = OwnHooks(lambda: is_open(said))
+        hooks.after(self.model.get_output_embeddings(), lambda module, args, kwargs, out: said.append(out))
         try:
-            with torch.no_grad(), state_kept(self.model, self.family), attached(self, None):
+            with torch.no_grad(), state_kept(self.model, self.family), unfollowed(), opened(said):
                 logits = self.model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device)).logits
         finally:
-            hook.remove()
+            hooks.remove()
         return None if torch.equal(said[0].to(logits), logits) else cap
 
     # -- generating

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int, Int8
 from torch import Tensor, nn
 
 from inducekv.cache_name import CACHE_NAMES
+from inducekv.calls import OwnHooks, is_open, lock_of, opened, unfollowed
 from inducekv.encoded import ANSWER, IMAGE, TEXT
 from inducekv.families import Family
 from inducekv.rendering import Batch
@@ -17,15 +18,33 @@ from inducekv.rendering import Batch
 _NOT_KEPT = (*CACHE_NAMES, "use_cache", "cache_position", "return_dict")
 
 
-class _AtTheDoor(Exception):
-    """Carries the text decoder's arguments out of a forward pass that need not go on."""
+class _Reached(Exception):
+    """Ends a pass of our own at a module, with the arguments that it was called with."""
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
 
 
-def _stop_at_the_door(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    raise _AtTheDoor({**({"input_ids": args[0]} if args else {}), **kwargs})
+def _arguments_at(module: nn.Module, first: str, run: Callable[[], Any]) -> dict[str, Any] | None:
+    """What a module is called with in the pass `run()`, which ends there; None: it is not called.
+
+    Passes of other threads, meanwhile, go on through the module. `first`: name of its positional argument.
+    """
+    mine = object()
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        raise _Reached({**({first: args[0]} if args else {}), **kwargs})
+
+    hooks = OwnHooks(lambda: is_open(mine))
+    hooks.before(module, stop)
+    try:
+        with unfollowed(), opened(mine):
+            run()
+    except _Reached as reached:
+        return reached.arguments
+    finally:
+        hooks.remove()
+    return None
 
 
 @torch.no_grad()
@@ -48,31 +67,28 @@ def text_inputs(model: Any, family: Family, inputs: dict[str, Any]) -> dict[str,
     if "position_ids" not in arguments:
         positions = family.positions(inputs)
         arguments |= {} if positions is None else {"position_ids": positions}
-    door = family.text(model).register_forward_pre_hook(_stop_at_the_door, with_kwargs=True)
-    try:
-        model(**arguments, use_cache=False)
-    except _AtTheDoor as reached:
-        passed = {k: v for k, v in reached.arguments.items() if v is not None and not k.startswith("output_")}
-        kept = {k: v for k, v in passed.items() if k not in _NOT_KEPT}
-        mask = passed.get("attention_mask")  # one mask for each kind of layer, where token types decide what is seen
-        made = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() == 4)
-        return {**kept, "attention_mask": mask if made else inputs["attention_mask"]}
-    finally:
-        door.remove()
-    raise ValueError(f"the {type(model).__name__} never called its text decoder {family.text_model!r}")
+    reached = _arguments_at(family.text(model), "input_ids", lambda: model(**arguments, use_cache=False))
+    if reached is None:
+        raise ValueError(f"the {type(model).__name__} never called its text decoder {family.text_model!r}")
+    passed = {k: v for k, v in reached.items() if v is not None and not k.startswith("output_")}
+    kept = {k: v for k, v in passed.items() if k not in _NOT_KEPT}
+    mask = passed.get("attention_mask")  # one mask for each kind of layer, where token types decide what is seen
+    made = isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() == 4)
+    return {**kept, "attention_mask": mask if made else inputs["attention_mask"]}
 
 
 @contextmanager
 def state_kept(model: Any, family: Family) -> Iterator[None]:
-    """Put back what the model remembers between calls (Qwen-VL's rope_deltas) when the context closes."""
-    paths = [path.rpartition(".") for path in family.state]
-    owners = [(attrgetter(owner)(model), name) for owner, _, name in paths]
-    values = [getattr(owner, name, None) for owner, name in owners]
-    try:
-        yield
-    finally:
-        for (owner, name), value in zip(owners, values, strict=True):
-            setattr(owner, name, value)
+    """Keeps the model to this thread, and puts back what it remembers between calls (Qwen-VL's rope_deltas)."""
+    with lock_of(model):
+        paths = [path.rpartition(".") for path in family.state]
+        owners = [(attrgetter(owner)(model), name) for owner, _, name in paths]
+        values = [getattr(owner, name, None) for owner, name in owners]
+        try:
+            yield
+        finally:
+            for (owner, name), value in zip(owners, values, strict=True):
+                setattr(owner, name, value)
 
 
 def chosen_key_layer(key_layer: int | None, layers: int) -> int:
@@ -114,11 +130,13 @@ def tapped(text_model: Any, key_layer: int | None) -> Iterator[Callable[[Any], F
     def catch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         caught[:] = [args[0] if args else kwargs["hidden_states"]]
 
-    hook = layers[chosen].register_forward_pre_hook(catch, with_kwargs=True)
+    hooks = OwnHooks(lambda: is_open(caught))
+    hooks.before(layers[chosen], catch)
     try:
-        yield lambda output: caught[0]
+        with opened(caught):
+            yield lambda output: caught[0]
     finally:
-        hook.remove()
+        hooks.remove()
 
 
 @torch.no_grad()
@@ -134,18 +152,11 @@ def state_of(text_model: Any, key_layer: int | None, inputs: dict[str, Any]) -> 
         state: Tensor = text_model(**inputs, use_cache=False).last_hidden_state
         return state
 
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _AtTheDoor({"state": args[0] if args else kwargs["hidden_states"]})
-
-    door = layers[chosen].register_forward_pre_hook(stop, with_kwargs=True)
-    try:
-        text_model(**inputs, use_cache=False)
-    except _AtTheDoor as reached:
-        found: Tensor = reached.arguments["state"]
-        return found
-    finally:
-        door.remove()
-    raise ValueError(f"the {type(text_model).__name__} never called its layer {chosen}")
+    reached = _arguments_at(layers[chosen], "hidden_states", lambda: text_model(**inputs, use_cache=False))
+    if reached is None:
+        raise ValueError(f"the {type(text_model).__name__} never called its layer {chosen}")
+    found: Tensor = reached["hidden_states"]
+    return found
 
 
 def kinds_of(batch: Batch, image_token: int | None) -> Int8[Tensor, "rows tokens"]:

@@ -90,7 +90,7 @@ class Injection:
         if keeps and name in self._of_batch:
             return self._of_batch[name]
         both = self._of_rows(self.keys[place], repeats), self._of_rows(self.values[place], repeats)
-        kept = sum(x.nbytes for pair in self._of_batch.values() for x in pair)
+        kept = sum(x.nbytes for pair in list(self._of_batch.values()) for x in pair)
         if keeps and kept + sum(x.nbytes for x in both) <= KEPT:
             self._of_batch[name] = both
         return both

@@ -1,14 +1,15 @@
 """From the retrieval keys of a batch to what its rows read: one memory for all of them, or one for each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from inducekv.answers import Source
-from inducekv.attention import InFlight, Provider
+from inducekv.attention import Found, InFlight, Provider
 from inducekv.attention_masks import real_tokens
 from inducekv.backbone import Backbone
 from inducekv.config import InduceKVConfig, Weighting
@@ -73,95 +74,27 @@ class Reading:
         )
 
 
-class Lookup:
-    """Finds what the rows of a batch read, and remembers what it found for the last one.
+@dataclass(frozen=True)
+class Sources:
+    """What each row of a batch reads, and from which memory.
 
-    Args:
-        backbone: the model that reads.
-        config: of the model: where keys are taken, and whether in flight.
-        readings: one for all rows, or one for each row (None: the row reads nothing).
-
-    Raises:
-        ValueError: the readings disagree about keys, weighting, layers or payload shapes.
+    Attributes:
+        rows: for each row (times its beams) its reading, what was retrieved with it, and the row's place therein; None:
+            the row reads nothing.
     """
 
-    def __init__(
-        self, backbone: Backbone, config: InduceKVConfig, readings: Reading | Sequence[Reading | None] | None
-    ) -> None:
-        self._backbone, self._config = backbone, config
-        self._each = isinstance(readings, Sequence)
-        self._readings: list[Reading | None] = list(readings) if isinstance(readings, Sequence) else [readings]
-        _agree(config, [r for r in self._readings if r is not None])
-        self._found: list[tuple[Reading, Retrieved, int] | None] = []
+    rows: list[tuple[Reading, Retrieved, int] | None]
 
-    def __call__(self, keys: Float[Tensor, "batch key_dim"]) -> Injection | None:
-        """The injection for a batch of rows, or of rows times beams.
-
-        Raises:
-            ValueError: the batch has another number of rows than there are memories.
-        """
-        batch, keys = len(keys), keys.float().cpu()
-        if self._each and batch % len(self._readings):
-            raise ValueError(
-                f"{len(self._readings)} memories were attached, one for each row, but the batch has {batch} rows; "
-                "give a memory (or None) for every row"
-            )
-        each = batch // len(self._readings)  # one reading: all rows; else the beams of a row
-        readings = [self._readings[row // each] for row in range(batch)]
-        rows_of: dict[int, list[int]] = {}
-        for row, reading in enumerate(readings):
-            if reading is not None:
-                rows_of.setdefault(id(reading.memory), []).append(row)
-        self._found = [None] * batch
-        injections, rows = [], []
-        for some in rows_of.values():
-            reading = readings[some[0]]
-            assert reading is not None
-            retrieved = reading.retrieved(keys[some])
-            injections.append(reading.injection(retrieved, self._backbone))
-            rows.append(torch.tensor(some))
-            if retrieved is not None:
-                for place, row in enumerate(some):
-                    self._found[row] = (reading, retrieved, place)
-        if len(injections) == 1 and len(rows[0]) == batch:
-            return injections[0]
-        return joined(injections, rows, batch)
-
-    @property
-    def memory(self) -> Provider | InFlight | None:
-        """What `attention.attached` takes; None where there is nothing to read."""
-        if all(reading is None or not len(reading.memory) for reading in self._readings):
-            return None
-        pool = self._config.key_pool
-        if self._config.retrieval == "in_flight":
-            layer = chosen_key_layer(self._config.key_layer, self._backbone.layers)
-            return InFlight(
-                layer,
-                lambda hidden, real, ids: self._guarded(
-                    self(retrieval_key(self._backbone, hidden, pool, real, ids)), ids, real
-                ),
-            )
-        return lambda inputs: self._guarded(
-            self(self._backbone.query_keys_from_inputs(key_layer=self._config.key_layer, key_pool=pool, **inputs)),
-            inputs.get("input_ids"),
-            real_tokens(inputs.get("attention_mask"), inputs["input_ids"])
-            if "input_ids" in inputs
-            else inputs["inputs_embeds"][..., 0].bool(),
-        )
-
-    def _guarded(self, injection: Injection | None, ids: Tensor | None, real: Tensor) -> Injection | None:
-        return guarded(injection, ids, real, self._backbone.preamble, self._backbone.family.first_position)
-
-    def sources(self, masses: Float[Tensor, "batch slots"], row: int, rows: int) -> list[Source]:
+    def of(self, masses: Float[Tensor, "batch slots"], row: int, count: int) -> list[Source]:
         """Where a row's answer came from, the best entry first.
 
         Args:
             masses: attention mass of each slot.
-            row: of the last batch, without its beams.
-            rows: that the batch had, without its beams.
+            row: of the batch, without its beams.
+            count: rows that the batch had, without their beams.
         """
-        row *= len(self._found) // rows
-        found = self._found[row]
+        row *= len(self.rows) // count
+        found = self.rows[row]
         if found is None:
             return []
         reading, retrieved, place = found
@@ -181,6 +114,99 @@ class Lookup:
                     )
                 )
         return sources
+
+
+class Lookup:
+    """Finds what the rows of a batch read, in the memories as they are when it is called.
+
+    Args:
+        backbone: the model that reads.
+        config: of the model: where keys are taken, and whether in flight.
+        readings: one for all rows, or one for each row (None: the row reads nothing).
+
+    Raises:
+        ValueError: the readings disagree about keys, weighting, layers or payload shapes.
+    """
+
+    def __init__(
+        self, backbone: Backbone, config: InduceKVConfig, readings: Reading | Sequence[Reading | None] | None
+    ) -> None:
+        self._backbone, self._config = backbone, config
+        self._each = isinstance(readings, Sequence)
+        self._readings: list[Reading | None] = list(readings) if isinstance(readings, Sequence) else [readings]
+        _agree(config, [r for r in self._readings if r is not None])
+
+    def __call__(self, keys: Float[Tensor, "batch key_dim"]) -> Injection | None:
+        """The injection for a batch of rows, or of rows times beams.
+
+        Raises:
+            ValueError: as `found`.
+        """
+        return self.found(keys).injection
+
+    def found(self, keys: Float[Tensor, "batch key_dim"]) -> Found:
+        """The injection for a batch of rows, or of rows times beams, and its `Sources` as details.
+
+        Raises:
+            ValueError: the batch has another number of rows than there are memories.
+        """
+        batch, keys = len(keys), keys.float().cpu()
+        if self._each and batch % len(self._readings):
+            raise ValueError(
+                f"{len(self._readings)} memories were attached, one for each row, but the batch has {batch} rows; "
+                "give a memory (or None) for every row"
+            )
+        each = batch // len(self._readings)  # one reading: all rows; else the beams of a row
+        readings = [self._readings[row // each] for row in range(batch)]
+        rows_of: dict[int, list[int]] = {}
+        for row, reading in enumerate(readings):
+            if reading is not None:
+                rows_of.setdefault(id(reading.memory), []).append(row)
+        sources = Sources([None] * batch)
+        injections, rows = [], []
+        for some in rows_of.values():
+            reading = readings[some[0]]
+            assert reading is not None
+            reading = replace(reading, memory=reading.memory.snapshot())
+            retrieved = reading.retrieved(keys[some])
+            injections.append(reading.injection(retrieved, self._backbone))
+            rows.append(torch.tensor(some))
+            if retrieved is not None:
+                for place, row in enumerate(some):
+                    sources.rows[row] = (reading, retrieved, place)
+        if len(injections) == 1 and len(rows[0]) == batch:
+            return Found(injections[0], sources)
+        return Found(joined(injections, rows, batch), sources)
+
+    @property
+    def memory(self) -> Provider | InFlight | None:
+        """What `attention.attached` takes; None where there is nothing to read."""
+        if all(reading is None or not len(reading.memory) for reading in self._readings):
+            return None
+        pool = self._config.key_pool
+        if self._config.retrieval == "in_flight":
+            layer = chosen_key_layer(self._config.key_layer, self._backbone.layers)
+            return InFlight(
+                layer,
+                lambda hidden, real, ids: self._guarded(
+                    self.found(retrieval_key(self._backbone, hidden, pool, real, ids)), ids, real
+                ),
+            )
+
+        def provide(inputs: dict[str, Any]) -> Found:
+            keys = self._backbone.query_keys_from_inputs(key_layer=self._config.key_layer, key_pool=pool, **inputs)
+            ids = inputs.get("input_ids")
+            real = real_tokens(inputs.get("attention_mask"), inputs["inputs_embeds"][..., 0] if ids is None else ids)
+            return self._guarded(self.found(keys), ids, real)
+
+        return provide
+
+    def _guarded(self, found: Found, ids: Tensor | None, real: Tensor) -> Found:
+        family = self._backbone.family
+        return replace(
+            found,
+            injection=guarded(found.injection, ids, real, self._backbone.preamble, family.first_position),
+        )
 
 
 def _agree(config: InduceKVConfig, readings: Sequence[Reading]) -> None:

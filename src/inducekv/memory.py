@@ -1,7 +1,10 @@
 """What was learned: entries under a byte budget that holds at every moment."""
 
+import copy
+import threading
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +32,18 @@ if TYPE_CHECKING:
 
 class BudgetError(ValueError):
     """What was asked for does not fit into the budget. Nothing was changed."""
+
+
+_CHANGING = threading.RLock()
+
+
+@dataclass
+class _Made:
+    """What was made of a memory's entries, for all its snapshots."""
+
+    keys: Tensor | None = None
+    payloads: Payloads | None = None
+    spaces: dict[str, KeySpace] = field(default_factory=dict)
 
 
 class KVMemory:
@@ -208,20 +223,32 @@ class KVMemory:
         if (repeated := entries.repeated_id()) is not None:
             raise ValueError(f"entry ids must be unique in a memory, {repeated!r} comes more than once")
         self._check_budget(entries, self.budget)
-        self._take_over(entries)
-        self.thresholds = {task: value for task, value in self.thresholds.items() if task in self.tasks}
+        with _CHANGING:
+            self._take_over(entries)
+            self.thresholds = {task: value for task, value in self.thresholds.items() if task in self.tasks}
 
     def _take_over(self, entries: Entries) -> None:
         self._entries = entries
-        self._keys: Tensor | None = None
-        self._spaces: dict[str, KeySpace] = {}
-        self._payloads: Payloads | None = None
+        self._made = _Made()
         self.payload_cache.clear()
 
     def _moved(self, entries: Entries) -> None:
         """The same entries lie elsewhere now."""
         self._entries = entries
         self.payload_cache.clear()
+
+    def snapshot(self) -> "KVMemory":
+        """The memory as it is now, whatever others do to this one meanwhile; no payload is copied."""
+        with _CHANGING:
+            taken = copy.copy(self)
+        taken.thresholds, taken.metadata = dict(taken.thresholds), dict(taken.metadata)
+        return taken
+
+    def become(self, other: "KVMemory") -> None:
+        """Take over everything that a snapshot of this memory has become, at once for all who read it."""
+        taken = other.snapshot()
+        with _CHANGING:
+            self.__dict__.update(taken.__dict__)
 
     def drop(self, ids: Iterable[str]) -> int:
         """Remove entries by id; returns how many. Their bytes leave the file with the next `save_pretrained`.
@@ -286,15 +313,16 @@ class KVMemory:
 
     def keys(self) -> Float32[Tensor, "n key_dim"]:
         """Retrieval keys `[n, key_dim]`, float32, unit norm, in the order of `entries`."""
-        if self._keys is None:
-            self._keys = self._entries.unit_keys(self.layout)
-        return self._keys
+        if self._made.keys is None:
+            self._made.keys = self._entries.unit_keys(self.layout)
+        return self._made.keys
 
     def key_space(self, name: KeySpaceName) -> KeySpace:
         """The space in which questions are compared with the entries' retrieval keys."""
-        if name not in self._spaces:
-            self._spaces[name] = KeySpace.of(self.keys(), name)
-        return self._spaces[name]
+        spaces = self._made.spaces
+        if name not in spaces:
+            spaces[name] = KeySpace.of(self.keys(), name)
+        return spaces[name]
 
     def threshold_of_entries(self) -> Float[Tensor, "n"]:
         """Each entry's task's threshold `[n]`; minus infinity where the task has none."""
@@ -314,10 +342,10 @@ class KVMemory:
         whole = len(self) * self.layout.payload_nbytes(self._entries.table.longest, "float32")
         if whole > self.payload_cache.limit or self.lazy or self.layout.layer_lengths:
             return self._load(indices.tolist())
-        if self._payloads is None:
-            self._payloads = self._load(range(len(self)))
+        if self._made.payloads is None:
+            self._made.payloads = self._load(range(len(self)))
             self.payload_cache.clear()
-        return self._payloads.payloads(indices)
+        return self._made.payloads.payloads(indices)
 
     def _load(self, places: Iterable[int]) -> Payloads:
         loaded, spans = [], []

@@ -15,6 +15,7 @@ from inducekv.answers import Source as Source
 from inducekv.attention import Attachment, attached
 from inducekv.backbone import Backbone
 from inducekv.cache import DynamicCache, as_cache
+from inducekv.calls import lock_of
 from inducekv.config import InduceKVConfig, Weighting
 from inducekv.examples import Example, ImageSource
 from inducekv.injection import Injection
@@ -127,12 +128,18 @@ class InducedModel:
     ) -> LearnReport:
         """Learns a task into the memory; see `inducekv.learner.learn`.
 
+        Other threads may answer meanwhile: they read the memory as it was until everything is learned.
+
         With `payload="auto"` the first task is tuned on first (`inducekv.tuning`): the memory, still empty, is replaced
         by one of the format that was found, and `config` says which.
 
         With `anchors=0` in the configuration no raw example is kept for later tasks, and those kept so far are dropped
         unread: earlier tasks are then held by their entries alone.
         """
+        with lock_of(self):
+            return self._learn(examples, task, progress, ranks)
+
+    def _learn(self, examples: Sequence[Example], task: str, progress: Progress, ranks: Ranks) -> LearnReport:
         config, memory, notes = concrete(self.config, self.memory), self.memory, list[str]()
         if config.payload == "auto":
             from inducekv.tuning import tuned_on_first
@@ -142,9 +149,10 @@ class InducedModel:
             memory.metadata = dict(self.memory.metadata)
             memory._generations = dict(self.memory._generations)
         state = self.training_state if config.anchors else TrainingState()
+        learned = memory.snapshot()  # others read the memory meanwhile
         report = learn(
             self.backbone,
-            memory,
+            learned,
             examples,
             task=task,
             config=config,
@@ -153,6 +161,7 @@ class InducedModel:
             ranks=ranks,
         )
         report.warnings[:0] = notes
+        memory.become(learned)
         self.config, self.memory, self.training_state = config, memory, state
         return report
 
@@ -164,13 +173,14 @@ class InducedModel:
         Raises:
             ValueError: no such task.
         """
-        dropped = self.memory.forget(task)
-        try:
-            self.training_state.forget(task)
-        except ValueError as error:
-            warnings.warn(f"all examples kept for learning are dropped with {task!r}: {error}", stacklevel=2)
-            self.training_state = TrainingState()
-        return dropped
+        with lock_of(self):
+            dropped = self.memory.forget(task)
+            try:
+                self.training_state.forget(task)
+            except ValueError as error:
+                warnings.warn(f"all examples kept for learning are dropped with {task!r}: {error}", stacklevel=2)
+                self.training_state = TrainingState()
+            return dropped
 
     # -- answering
 
@@ -217,19 +227,17 @@ class InducedModel:
         if isinstance(readings, list) and len(readings) != len(examples):
             raise ValueError(f"{len(readings)} memories were given for {len(examples)} examples; give one for each")
         read: dict[int, list[Source]] = {}
-        lookups: list[Lookup] = []
 
         def injection(rows: Tensor) -> Any:
             some = [readings[row] for row in rows.tolist()] if isinstance(readings, list) else readings
-            lookups[:] = [Lookup(self.backbone, self.config, some)]
-            return lookups[0].memory
+            return Lookup(self.backbone, self.config, some).memory
 
         def note(rows: Tensor, attachment: Attachment) -> None:
             if attachment.injection is None:
                 return
             masses = attachment.mass.float().cpu()
             for place, row in enumerate(rows.tolist()):
-                read[row] = lookups[0].sources(masses, place, len(rows))
+                read[row] = attachment.details.of(masses, place, len(rows))
 
         on_batch = note if sources else None
         texts = self.backbone.generate(
@@ -310,7 +318,7 @@ class InducedModel:
         with torch.no_grad():
             injection = None
             if len(self.memory):
-                reading = Reading(self.memory, self.config)
+                reading = Reading(self.memory.snapshot(), self.config)
                 keys = self.backbone.query_keys_from_inputs(
                     key_layer=self.config.key_layer, key_pool=self.config.key_pool, **inputs
                 )

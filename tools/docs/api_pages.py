@@ -31,6 +31,7 @@ GROUPS: list[tuple[str, str, tuple[str, ...]]] = [
         (
             "attention",
             "attachment",
+            "calls",
             "attention_masks",
             "injection",
             "retrieval",

@@ -30,6 +30,8 @@ class CompressedLayer(DynamicLayer):
         positions: `[batch, kv_heads, kept]` int32: the place in the prompt of each kept token; -1 marks a slot that a
             row does not use (rows of a batch may keep different numbers of tokens).
         prompt: tokens the prompt had, padding included.
+        expected: whether the hooks of a compression have seen that attention is about to read the layer; without them
+            `update` raises ValueError.
     """
 
     is_croppable = True
@@ -49,8 +51,15 @@ class CompressedLayer(DynamicLayer):
         self.positions, self.prompt = positions.to(torch.int32), prompt
         self.is_sliding, self.sliding_window = sliding_window is not None, sliding_window
         self.new = 0
+        self.expected = False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.expected:
+            raise ValueError(
+                "this cache is compressed, and attention is not told which of its tokens are left: go on generating "
+                "inside the context that compressed it (`with method(model): ...`), or give generate() a new cache"
+            )
+        self.expected = False
         self.new += key_states.shape[-2]
         return super().update(key_states, value_states)
 

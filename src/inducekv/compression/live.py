@@ -19,11 +19,12 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from inducekv.cache_name import cache_in, cache_of
+from inducekv.calls import OPEN
 from inducekv.compression.base import Compression
 from inducekv.compression.layer import CompressedLayer, Seen, kept_from
 from inducekv.compression.prompt import LayerPrompt
 from inducekv.compression.queries import RotaryTables, as_queries
-from inducekv.compression.reading import arguments_of, prompt_reading, shared_hooks
+from inducekv.compression.reading import PromptReading, arguments_of, following, prompt_reading
 from inducekv.encoded import Encoded
 
 if TYPE_CHECKING:
@@ -76,11 +77,13 @@ class LiveCompression(Compression):
 
         `generate` works as always: greedy, sampling, beams, batches padded on the left, several pictures. A prompt read
         in chunks is compressed after its first one. Tokens that follow the prompt are kept whole. Contexts of other
-        compressions may not be nested; `attached` (memory) may, either way round, and memory is not compressed.
+        compressions may not be nested; `attached` (memory) may, either way round, and memory is not compressed. A
+        context is of the thread that opened it. A cache that was compressed can be read in such a context alone.
 
         Raises:
             ValueError: the model's family is not supported, another compression is open on it, its attention is
-                neither `sdpa` nor `eager`, or (while generating) a batch is padded on the right or the cache is static.
+                neither `sdpa` nor `eager`, or (while generating) a batch is padded on the right or the cache is static;
+            afterwards, from the model: a compressed cache is read outside.
         """
         whole = getattr(model, "model", model) if hasattr(model, "text_model") else model
         return _compressing(self, whole)  # type: ignore[arg-type]
@@ -94,15 +97,13 @@ class LiveCompression(Compression):
         return _measuring(self, whole)  # type: ignore[arg-type]
 
 
-OPEN: dict[int, LiveCompression] = {}
-"""Compressions open now, by `id` of the model."""
-
-
 @contextmanager
 def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
     reading = prompt_reading(model)
-    if id(model) in OPEN:
-        raise ValueError(f"{OPEN[id(model)]!r} compresses this model already; nest the methods, not the contexts")
+    reading.method = method
+    for other in OPEN.get():
+        if isinstance(other, PromptReading) and other.method is not None and other.model is model:
+            raise ValueError(f"{other.method!r} compresses this model already; nest the methods, not the contexts")
 
     def cut_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden, cache = arguments_of(args, kwargs)
@@ -111,6 +112,7 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
             return None
         layer, mask = cache.layers[index], kwargs.get("attention_mask")
         if isinstance(layer, CompressedLayer):
+            layer.expected = True
             heads = reading.text_model.config.num_attention_heads
             mask = layer.mask(mask, hidden.shape[1], heads, hidden.device)
             reading.now, reading.projected = (layer, mask, kwargs.get("position_embeddings")), None
@@ -120,11 +122,11 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
             return args, {**kwargs, "attention_mask": mask[..., -stored:]}
         return None
 
-    def keep_projected(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+    def keep_projected(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if reading.now is not None and reading.projected is None:
             reading.projected = output
 
-    def merge(attention: nn.Module, projection: nn.Module, args: tuple[Any, ...]) -> Any:
+    def merge(attention: nn.Module, projection: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the output projection of a layer: add what the layer remembers of evicted tokens."""
         if reading.now is None:
             return None
@@ -140,7 +142,7 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
 
         scaling = float(getattr(attention, "scaling", None) or width**-0.5)
         merged = layer.merged(output, queries, Seen(scaling, mask))
-        return None if merged is None else (merged.transpose(1, 2).flatten(2).to(args[0].dtype), *args[1:])
+        return None if merged is None else ((merged.transpose(1, 2).flatten(2).to(args[0].dtype), *args[1:]), kwargs)
 
     def compress(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         hidden, cache = arguments_of(args, kwargs)
@@ -167,22 +169,14 @@ def _compressing(method: LiveCompression, model: nn.Module) -> Iterator[None]:
             _replace(cache, method, reading.prompts, reading.measures)
         reading.prompts, reading.measures = [], []
 
-    modules = [layer.self_attn for layer in reading.text_model.layers]
-    hooks = shared_hooks(reading)
-    OPEN[id(model)] = method
-    try:
-        for module in modules:
-            hooks.append(module.register_forward_pre_hook(cut_mask, with_kwargs=True))
-            hooks.append(module.register_forward_hook(compress, with_kwargs=True))
-            projection = module.qkv_proj if hasattr(module, "qkv_proj") else module.q_proj
-            hooks.append(projection.register_forward_hook(keep_projected))
-            hooks.append(module.o_proj.register_forward_pre_hook(partial(merge, module)))
-        hooks.append(reading.text_model.register_forward_hook(compress_all, with_kwargs=True))
+    with following(reading) as hooks:
+        for module in (layer.self_attn for layer in reading.text_model.layers):
+            hooks.before(module, cut_mask)
+            hooks.after(module, compress)
+            hooks.after(module.qkv_proj if hasattr(module, "qkv_proj") else module.q_proj, keep_projected)
+            hooks.before(module.o_proj, partial(merge, module))
+        hooks.after(reading.text_model, compress_all)
         yield
-    finally:
-        OPEN.pop(id(model), None)
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -196,17 +190,11 @@ def _measuring(method: LiveCompression, model: nn.Module) -> Iterator[list[Tenso
             reading.measures.append(method.measure(reading.prompt(module, hidden, kwargs, cache.layers[index], output)))
 
     measures: list[Tensor] = []
-    hooks = shared_hooks(reading)
-    try:
+    with following(reading) as hooks:
         for layer in reading.text_model.layers:
-            hooks.append(layer.self_attn.register_forward_hook(measure, with_kwargs=True))
-        hooks.append(
-            reading.text_model.register_forward_hook(lambda *_: measures.__setitem__(slice(None), reading.measures))
-        )
+            hooks.after(layer.self_attn, measure)
+        hooks.after(reading.text_model, lambda *_: measures.__setitem__(slice(None), reading.measures))
         yield measures
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _replace(cache: Cache, method: LiveCompression, prompts: list[LayerPrompt], measures: list[Tensor]) -> None:

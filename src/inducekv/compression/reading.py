@@ -1,5 +1,7 @@
 """What the hooks of live compression share while a prompt is read: who reads, what, and where its tokens are."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,19 +11,21 @@ from torch import Tensor, nn
 
 from inducekv.attention_masks import real_tokens
 from inducekv.cache_name import cache_in
+from inducekv.calls import OPEN, Generation, OwnHooks, followed, opened
 from inducekv.compression.layer import CompressedLayer
 from inducekv.compression.prompt import LayerPrompt
 from inducekv.families import Family, family_of
 
 
-@dataclass
+@dataclass(eq=False)
 class PromptReading:
-    """What the hooks share while a context is open."""
+    """What the hooks share while a context is open in a thread: passes of the whole model come one at a time."""
 
     family: Family
     model: Any
     text_model: Any
     layers: int
+    method: Any = None
     ids: Tensor | None = None
     given_mask: Any = None
     real: Bool[Tensor, "batch tokens"] | None = None
@@ -32,9 +36,13 @@ class PromptReading:
     prompts: list[LayerPrompt] = field(default_factory=list)
     measures: list[Tensor] = field(default_factory=list)
 
-    def before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.ids = kwargs.get("input_ids", args[0] if args else None)
-        self.given_mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    def before_pass(self, inputs: dict[str, Any], generation: Generation | None) -> None:
+        """Before a pass of the whole model."""
+        self.ids, self.given_mask = inputs.get("input_ids"), inputs.get("attention_mask")
+
+    def after_pass(self, inputs: dict[str, Any], output: Any) -> None:
+        """After it."""
+        self.ids = self.given_mask = None
 
     def before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.prompts, self.measures = [], []
@@ -64,14 +72,17 @@ class PromptReading:
         images = torch.zeros_like(real)
         if image is not None and self.ids is not None and self.ids.shape == real.shape:
             images = self.ids.to(hidden.device) == image
+        keys, values = layer.keys, layer.values
+        if layer.is_sliding:  # assisted decoding makes these layers hold more than they read
+            keys, values = (x[:, :, -layer.sliding_window + 1 :] for x in (keys, values))
         assert self.position_ids is not None
         positions = self.position_ids.to(hidden.device).expand(-1, batch, -1)
         index: int = module.layer_idx  # type: ignore[assignment]
         return LayerPrompt(
             index,
             self.layers,
-            layer.keys,
-            layer.values,
+            keys,
+            values,
             real,
             images,
             positions,
@@ -105,9 +116,18 @@ def arguments_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
     return hidden, cache_in(kwargs)
 
 
-def shared_hooks(reading: PromptReading) -> list[Any]:
-    """Hooks that note what prompt is being read."""
-    hooks = [reading.text_model.register_forward_pre_hook(reading.before_decoder, with_kwargs=True)]
-    if reading.model is not reading.text_model:
-        hooks.append(reading.model.register_forward_pre_hook(reading.before_model, with_kwargs=True))
-    return hooks
+@contextmanager
+def following(reading: PromptReading) -> Iterator[OwnHooks]:
+    """While open, notes what prompt this thread reads; more hooks may be added to those that do so."""
+    hooks = OwnHooks(lambda: _innermost(reading.model) is reading)
+    hooks.before(reading.text_model, reading.before_decoder)
+    try:
+        with followed(reading.model), opened(reading):
+            yield hooks
+    finally:
+        hooks.remove()
+
+
+def _innermost(model: Any) -> PromptReading | None:
+    """What this thread has opened last on a model (a measure while encoding, inside an open compression)."""
+    return next((x for x in reversed(OPEN.get()) if isinstance(x, PromptReading) and x.model is model), None)
