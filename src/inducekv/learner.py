@@ -19,6 +19,7 @@ from inducekv.entry import Entry, check_name
 from inducekv.examples import Example
 from inducekv.extraction import extract
 from inducekv.learn_report import LearnReport as LearnReport
+from inducekv.lengths import check_texts, context_of
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_config import note_config
 from inducekv.progress import SILENT, Progress
@@ -62,7 +63,8 @@ def learn(
             the memory that one process alone would have made.
 
     Raises:
-        ValueError: no examples, one without an answer, an unreadable picture, a bad task name.
+        ValueError: no examples, one without an answer or longer than the model's context, an unreadable picture, a bad
+            task name.
         BudgetError: the budget does not hold even one entry of this task.
     """
     watch = _Watch()
@@ -70,6 +72,7 @@ def learn(
     check_name("task name", task)
     taken = {entry.id for entry in memory.entries if entry.task != task}
     examples = _named(examples, task, taken, warnings)
+    check_texts(examples, backbone.processor.tokenizer, context_of(backbone.text_model), backbone.image_token)
     roles = assign_roles(examples, config.candidates, config.seed)
     with watch("extract"):
         candidates = [examples[i] for i in roles.candidates]

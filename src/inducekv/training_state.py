@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,8 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from inducekv.atomic import write_atomically
-from inducekv.examples import Example, check_image, open_image
+from inducekv.examples import Example, named_errors, open_image
+from inducekv.pictures import image_file
 from inducekv.splits import balanced_order
 
 FILE_NAME = "training_state.safetensors"
@@ -49,19 +49,9 @@ class Anchor:
         """
         if not example.answer:
             raise ValueError(f"example {example.identifier!r} has no answer, so it cannot be an anchor")
-        pictures = []
-        for source in example.images:
-            if isinstance(source, Path):
-                check_image(source)
-                pictures.append(source.read_bytes())
-            elif isinstance(source, bytes):
-                open_image(source, f"of example {example.identifier}")
-                pictures.append(source)
-            else:
-                buffer = BytesIO()
-                source.save(buffer, format="PNG")
-                pictures.append(buffer.getvalue())
-        return cls(task, example.identifier, example.question, example.answer, tuple(pictures))
+        with named_errors(example):
+            pictures = tuple(map(image_file, example.images))
+            return cls(task, example.identifier, example.question, example.answer, pictures)
 
     def example(self) -> Example:
         """The example again, at every call the same object, pictures decoded on use.
@@ -75,7 +65,7 @@ class Anchor:
     def _example(self) -> Example:
         for data in self.pictures:
             open_image(data, f"of anchor {self.id}")
-        return Example(self.question, self.answer, self.pictures, self.id)
+        return Example(self.question, self.answer, self.pictures, self.id, origin=f"kept of task {self.task}")
 
     @property
     def nbytes(self) -> int:
