@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 
+from inducekv.messages import brief
+from inducekv.messages import printable as printable
+
 if TYPE_CHECKING:
     from inducekv import InducedModel, InduceKVConfig, KVMemory
 
@@ -35,11 +38,6 @@ ModelOption = Annotated[
 def out() -> Console:
     """Results go to standard output, taken as they are: no text in them is markup."""
     return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
-
-
-def printable(text: str) -> str:
-    """Text of a model or a memory without what would steer a terminal."""
-    return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
 
 
 def print_json(value: Any) -> None:
@@ -82,7 +80,7 @@ def helpful(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(f"inducekv: error: {message}", err=True)
+    typer.echo(brief(f"inducekv: error: {message}"), err=True)
     raise typer.Exit(USAGE_ERROR)
 
 
