@@ -4,6 +4,7 @@ import base64
 import subprocess
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -244,6 +245,14 @@ def test_pictures_that_differ_only_in_their_palette_have_names_of_their_own():
         picture.putpalette(bytes(colour))
         made.append(Example("q", "a", (picture,)).identifier)
     assert made[0] != made[1]
+
+
+def test_many_threads_decode_the_same_and_leave_warnings_as_they_were():
+    data = saved(Image.effect_noise((64, 64), 50), "JPEG")
+    expected, before = decode_image(data).tobytes(), list(warnings.filters)
+    with ThreadPoolExecutor(4) as threads:
+        assert set(threads.map(lambda _: decode_image(data).tobytes(), range(400))) == {expected}
+    assert list(warnings.filters) == before
 
 
 def test_no_picture_starts_another_program(tmp_path, monkeypatch):

@@ -11,10 +11,12 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from rich.table import Table
 
 import tiny
 from commands import refused, run
 from inducekv import InducedModel, InduceKVConfig
+from inducekv.cli.common import out
 from inducekv.continual.streams.files import json_file, within
 from inducekv.continual.streams.rows import llava
 from inducekv.examples import Example
@@ -340,6 +342,16 @@ def test_replay_refuses_a_broken_picture_by_its_example(folder):
     example = Example("q", "a", (data.getvalue()[:400],), id="cut", origin="rows.jsonl, line 7")
     with pytest.raises(ValueError, match=r"^example 'cut' \(rows\.jsonl, line 7\): image given as bytes: broken"):
         Anchor.of(example, "t")
+
+
+def test_results_show_no_escapes_and_halves_of_characters(capsys):
+    table = Table("\x1b[31mred", box=None)
+    table.add_row("a\x1b]0;title\x07\ud83d\nb")
+    for what in ("memory \x1b[31m/\udcff", table):
+        out().print(what)
+    printed = capsys.readouterr().out
+    assert "memory \ufffd[31m/\ufffd" in printed and "a\ufffd]0;title\ufffd\ufffd" in printed
+    assert printed.replace("\n", "").isprintable()
 
 
 def test_the_command_line_shows_no_escapes(tmp_path):

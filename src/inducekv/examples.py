@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from inducekv.messages import brief, shown, shown_name
+from inducekv.messages import MESSAGE_LIMIT, brief, shown, shown_name
 from inducekv.pictures import MAX_IMAGE_BYTES as MAX_IMAGE_BYTES
 from inducekv.pictures import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
 from inducekv.pictures import ImageSource as ImageSource
@@ -144,9 +144,11 @@ def named_errors(example: Example) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-        if isinstance(error, ValueError) and str(error).startswith("example "):
+        words = str(error) or type(error).__name__
+        named = words.startswith("example ")
+        if named and isinstance(error, ValueError) and len(words) <= MESSAGE_LIMIT:
             raise
-        raise ValueError(brief(f"{example.label}: {str(error) or type(error).__name__}")) from error
+        raise ValueError(brief(words if named else f"{example.label}: {words}")) from error
 
 
 def _check_text(name: str, text: str) -> None:

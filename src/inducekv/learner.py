@@ -22,6 +22,7 @@ from inducekv.learn_report import LearnReport as LearnReport
 from inducekv.lengths import check_texts, context_of
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_config import note_config
+from inducekv.messages import shown
 from inducekv.progress import SILENT, Progress
 from inducekv.ranks import ALONE, Ranks
 from inducekv.retrieval import Calibration
@@ -184,9 +185,9 @@ def _named(examples: Sequence[Example], task: str, taken: set[str], warnings: li
     count = 0
     for example in examples:
         if not isinstance(example, Example):
-            raise TypeError(f"learn takes Examples, got {type(example).__name__}: {example!r}; see read_examples")
+            raise TypeError(f"learn takes Examples, got {type(example).__name__}: {shown(example)}; see read_examples")
         if not example.answer or not example.answer.strip():
-            raise ValueError(f"example {example.identifier!r} has no answer; every example to learn needs one")
+            raise ValueError(f"{example.label} has no answer; every example to learn needs one")
         count += 1
         name = entry_id(example.identifier, task, taken)
         named.setdefault(name, dataclasses.replace(example, id=name))

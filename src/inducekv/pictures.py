@@ -6,16 +6,16 @@ import base64
 import binascii
 import io
 import re
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from inducekv.greys import grey_of_8_bits
 from inducekv.messages import brief, shown_name
 
 ImageSource: TypeAlias = Image.Image | Path | bytes
@@ -32,9 +32,6 @@ narrow picture grows. CHOICE: Qwen2-VL's own limit."""
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 """Formats that are read, by Pillow's names. Others are not even tried: EPS alone would start Ghostscript."""
 
-ROWS = 64
-"""Rows of a grey picture that are scaled at once."""
-
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -45,6 +42,16 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """What brings a picture upright, by EXIF orientation."""
+
+
+class _Quiet:
+    """How many threads want Pillow to be silent, and the filters of warnings from before the first of them."""
+
+    def __init__(self) -> None:
+        self.lock, self.threads, self.filters = threading.Lock(), 0, warnings.catch_warnings()
+
+
+_quiet = _Quiet()
 _DATA_URI = re.compile(r"data:(?:image/[\w.+-]*)?(?:;[^;,]*)*;base64,", re.IGNORECASE)
 
 
@@ -211,7 +218,7 @@ def _decoded(image: Image.Image, name: Any) -> Image.Image:
             image.load()
             _check_size(name, image.size)
             orientation = _orientation(image)
-            picture = _flattened(_grey(image) if image.mode[0] in "IF" else image)
+            picture = _flattened(grey_of_8_bits(image) if image.mode[0] in "IF" else image)
             turn = _TURNS.get(orientation)
             picture = picture if turn is None else picture.transpose(turn)
     except Exception as error:  # Pillow's decoders raise nearly anything for a damaged file
@@ -243,55 +250,25 @@ def _flattened(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _grey(image: Image.Image) -> Image.Image:
-    """A grey picture of more than 8 bits as one of 8 (`L`, or `LA` where one of its values is transparent).
-
-    Raises:
-        ValueError: a value is not finite.
-    """
-    values = np.asarray(image)
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    if image.mode.startswith("I;16"):
-        bits = tags.get(ExifTags.Base.BitsPerSample, (16,))[0]
-        grey = (values >> (bits - 8)).astype(np.uint8)
-    else:
-        grey = _scaled(values, *_range(values, image))
-    if tags.get(ExifTags.Base.PhotometricInterpretation) == 0:  # white is zero; Pillow turns 8 bits round alone
-        grey = 255 - grey
-    clear = image.info.get("transparency")
-    picture = Image.fromarray(grey)
-    if isinstance(clear, int):
-        picture.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
-    return picture
-
-
-def _range(values: NDArray[Any], image: Image.Image) -> tuple[float, float]:
-    """The values that become black and white."""
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite([low, high]).all():
-        raise ValueError("it holds values that are not finite")
-    if image.mode == "I" and image.format in ("PNG", "PPM"):  # Pillow's mode for their 16 bits
-        ranges = [65535.0]
-    else:
-        ranges = [255.0, 65535.0] if image.mode == "I" else [1.0, 255.0, 65535.0]
-    whole = next((top for top in ranges if high <= top), None)
-    return (low, high) if low < 0 or whole is None else (0.0, whole)
-
-
-def _scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
-    grey = np.empty(values.shape, dtype=np.uint8)
-    for top in range(0, len(values), ROWS):  # a large picture in float64 would take eight times its own room
-        some = (values[top : top + ROWS].astype(np.float64) - low) * (255 / ((high - low) or 1))
-        grey[top : top + ROWS] = np.clip(np.rint(some), 0, 255)
-    return grey
-
-
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without Pillow's warnings: its limit on pixels is above ours, and damage that matters raises."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Without Pillow's warnings: its limit on pixels is above ours, and damage that matters raises.
+
+    Filters are the process's. The first thread that enters keeps them and the last that leaves puts them back.
+    """
+    with _quiet.lock:
+        if not _quiet.threads:
+            _quiet.filters = warnings.catch_warnings()
+            _quiet.filters.__enter__()
+            warnings.simplefilter("ignore")
+        _quiet.threads += 1
+    try:
         yield
+    finally:
+        with _quiet.lock:
+            _quiet.threads -= 1
+            if not _quiet.threads:
+                _quiet.filters.__exit__(None, None, None)
 
 
 def _words(error: Exception) -> str:

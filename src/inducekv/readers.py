@@ -71,20 +71,24 @@ def read_examples(source: Any, *, answers: Answers = "required", split: str = "t
 
 
 def _data_file(path: Path, split: str) -> Path:
-    if path.is_dir():
+    try:
+        folder, file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:  # too long a name, a folder that may not be entered
+        raise ValueError(f"{shown_name(path)}: {getattr(error, 'strerror', None) or error}") from error
+    if folder:
         names = [f"{split}.jsonl", f"{split}.json"]
         for name in names:
             if (path / name).is_file():
                 return path / name
-        raise ValueError(f"{path}: a folder without {' or '.join(names)}; give the file itself")
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file or folder")
+        raise ValueError(f"{shown_name(path)}: a folder without {' or '.join(map(shown_name, names))}; give the file")
+    if not file:
+        raise ValueError(f"{shown_name(path)}: no such file or folder")
     return path
 
 
 def _which_split(source: Mapping[Any, Any]) -> str:
     if all(hasattr(value, "features") for value in source.values()) and source:
-        return f"a dataset of splits; choose one of them: {', '.join(map(str, source))}"
+        return f"a dataset of splits; choose one of them: {shown_name(', '.join(map(str, source)))}"
     return "got one row (a mapping) where rows are expected; put it in a list"
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from inducekv.messages import brief
 from inducekv.messages import printable as printable
@@ -35,9 +36,16 @@ ModelOption = Annotated[
 ]
 
 
+class _Out(Console):
+    """A console that no text can steer."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def out() -> Console:
     """Results go to standard output, taken as they are: no text in them is markup."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+    return _Out(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 def print_json(value: Any) -> None:
