@@ -104,6 +104,29 @@ def test_a_row_has_the_pictures_it_asks_for_or_is_refused(folder, form, marks, c
 
 
 @pytest.mark.parametrize(
+    "text, question",
+    [
+        ("<image>\nwhat?", "what?"),
+        ("<image> what?", "what?"),
+        ("what?\n<image>", "what?"),
+        ("what is this? <image>", "what is this?"),
+        ("<image><image>\nwhich?", "which?"),
+        ("is <image> larger than <image>?", "is picture 1 larger than picture 2?"),
+        ("first: <image>\nsecond: <image>\ncompare", "first: picture 1\nsecond: picture 2\ncompare"),
+        ("<image>\nis this like <image>?", "is this like picture 2?"),
+    ],
+)
+def test_marks_are_taken_out_but_not_out_of_a_sentence(folder, text, question):
+    row = {"question": text, "answer": "a", "images": ["a.png"] * text.count("<image>")}
+    assert [example.question for example in read(folder, row)] == [question]
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "a"}] * 2
+    first, second = read(folder, {"image": ["a.png"] * 2 * text.count("<image>"), "conversations": turns})
+    marks = text.count("<image>")
+    assert first.question == question
+    assert second.question == re.sub(r"\d", lambda number: str(int(number.group()) + marks), question)
+
+
+@pytest.mark.parametrize(
     "row, why",
     [
         ({"question": "what is in <image 2>?", "image": "a.png"}, "asks for picture 2 and has 1"),

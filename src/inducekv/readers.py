@@ -13,7 +13,7 @@ import numpy as np
 from inducekv.examples import Example
 from inducekv.messages import brief, shown, shown_name
 from inducekv.picture_openers import ImageOpener, open_trusted, opener_within
-from inducekv.row_fields import MARK, check_asked, check_unread, given, missing, one_of
+from inducekv.row_fields import MARK, check_asked, check_unread, given, missing, one_of, unmarked
 
 Answers = Literal["required", "optional"]
 
@@ -24,7 +24,8 @@ def read_examples(source: Any, *, answers: Answers = "required", split: str = "t
     """Reads examples from a file, a folder, a Hugging Face dataset, or rows in memory; the form is detected.
 
     - JSONL: a row a line with `question`, `answer` and `image` (or a list `images`; none is fine); an optional `id`.
-    - LLaVA's JSON: a list of rows with `conversations` ([{from, value}]) and `image`; `<image>` marks are taken out.
+    - LLaVA's JSON: a list of rows with `conversations` ([{from, value}]) and `image`; `<image>` marks are taken out,
+      or become "picture 1" in the middle of a sentence.
     - Chat: rows with `messages` ([{role, content}], content text or parts; TRL's form) and `images`, or TRL's `prompt`
       and `completion` as messages.
     - A folder: its `<split>.jsonl` or `<split>.json`.
@@ -178,7 +179,7 @@ def _examples_of_row(row: Any, opener: ImageOpener, origin: str) -> Iterator[Exa
         )
     check_asked([question], 0, len(column), 0)
     images = tuple(map(opener, column))
-    yield replace(base, question=_unmarked(question), answer=_text_or_none(row.get("answer")), images=images)
+    yield replace(base, question=unmarked(question), answer=_text_or_none(row.get("answer")), images=images)
 
 
 def _turns_of(row: Mapping[Any, Any]) -> tuple[Any, list[str]]:
@@ -217,9 +218,11 @@ def _examples_of_turns(turns: Any, column: list[Any], base: Example, opener: Ima
         raise ValueError("the conversation asks no question; expected a turn of the user (or human)")
     check_asked([*system, *(question for question, _ in pairs)], bare, len(column), len(inline))
     pictures = tuple(map(opener, [*column, *inline]))
+    marks = sum(text.count(MARK) for text in system)
     for number, (question, answer) in enumerate(pairs, 1):
         name = base.id if base.id is None or len(pairs) == 1 else f"{base.id}#{number}"
-        asking = "\n".join([*map(_unmarked, system), _unmarked(question)])
+        asking = "\n".join([*map(unmarked, system), unmarked(question, marks)])
+        marks += question.count(MARK)
         yield replace(base, question=asking, answer=_text_or_none(answer), images=pictures, id=name)
 
 
@@ -267,11 +270,6 @@ def _in_its_address(address: Any) -> str:
 def _listed(value: Any) -> list[Any]:
     values = value if isinstance(value, (list, tuple)) else [value]
     return [each for each in values if not missing(each) and not (isinstance(each, str) and not each)]
-
-
-def _unmarked(text: str) -> str:
-    """LLaVA's marks for where a picture goes are taken out: the processor's chat template puts pictures in."""
-    return text.replace(MARK, "").strip()
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -78,6 +78,25 @@ def check_asked(texts: Iterable[str], parts: int, column: int, inline: int) -> N
         raise ValueError(f"the row asks for a picture ({other.group()}) and has none")
 
 
+def unmarked(text: str, before: int = 0) -> str:
+    """The text without its marks: the processor's chat template puts pictures in, before the question.
+
+    A mark with words before it in its line and words after it stands for a word: it becomes "picture 2", numbered over
+    the row, so that the question still says which (CHOICE). Any other is taken out.
+
+    Args:
+        text: a turn, or a question.
+        before: marks in the turns before it.
+    """
+    pieces = text.split(MARK)
+    made = pieces[0]
+    for place, piece in enumerate(pieces[1:], 1):
+        line = "".join(pieces[:place]).rpartition("\n")[2]
+        inside = line.strip() and "".join(pieces[place:]).strip()
+        made += f"picture {before + place}{piece}" if inside else piece
+    return made.strip()
+
+
 def check_unread(unread: Mapping[Any, Any], read: Sequence[Any]) -> None:
     """Look for pictures in the fields of a row that are not read.
 
