@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
+from inducekv.error_text import LONGEST_MESSAGE, message
 from inducekv.examples import Example, check_image, decode_image
-from inducekv.messages import MESSAGE_LIMIT, brief, shown, shown_name
+from inducekv.messages import shown, shown_name
 from inducekv.pictures import FORMATS, MAX_IMAGE_ASPECT, MAX_IMAGE_SIDE, from_data_uri, image_file
 from inducekv.training_state import Anchor
 from pictures import png_header_only
@@ -323,7 +324,7 @@ def test_a_data_uri_is_its_picture_within_the_limits(monkeypatch):
 def test_a_name_cannot_steer_a_terminal_or_fill_it(tmp_path, name):
     with pytest.raises(ValueError, match=r"^image ") as said:
         check_image(tmp_path / name)
-    assert len(str(said.value)) <= MESSAGE_LIMIT and "\x1b" not in str(said.value)
+    assert len(str(said.value)) <= LONGEST_MESSAGE and "\x1b" not in str(said.value)
     str(said.value).encode()
 
 
@@ -332,10 +333,10 @@ def test_a_name_cannot_steer_a_terminal_or_fill_it(tmp_path, name):
 @example(value=b"x" * 10**7, text="x" * 10**6)
 def test_what_messages_show_is_short_and_printable(value, text):
     assert len(shown(value)) <= 80 and shown(value).isprintable()
-    assert len(brief(text)) <= MESSAGE_LIMIT and brief(text).replace("\n", "").isprintable()
+    assert len(message(text)) <= LONGEST_MESSAGE and message(text).replace("\n", "").isprintable()
     assert len(shown_name(text)) <= 150
     if len(text) <= 150 and text.isprintable():
-        assert shown_name(text) == brief(text) == text
+        assert shown_name(text) == message(text) == text
 
 
 def test_damaged_files_are_refused_or_decoded_and_nothing_else():

@@ -19,8 +19,8 @@ from inducekv import InducedModel, InduceKVConfig
 from inducekv.cli.common import out
 from inducekv.continual.streams.files import json_file, within
 from inducekv.continual.streams.rows import llava
+from inducekv.error_text import LONGEST_MESSAGE
 from inducekv.examples import Example
-from inducekv.messages import MESSAGE_LIMIT
 from inducekv.readers import read_examples
 
 pandas = pytest.importorskip("pandas")
@@ -56,7 +56,7 @@ def said(folder, *rows):
     """What the refusal of the last row says."""
     with pytest.raises(ValueError, match=rf"rows\.jsonl, line {len(rows)}: ") as error:
         read(folder, *rows)
-    assert len(str(error.value)) <= MESSAGE_LIMIT
+    assert len(str(error.value)) <= LONGEST_MESSAGE
     assert str(error.value).replace("\n", "").isprintable()
     return str(error.value)
 
@@ -275,7 +275,7 @@ def test_any_json_is_read_or_refused_with_its_line(folder, row):
         try:
             examples = read_examples(path, answers="optional")
         except ValueError as error:
-            assert str(error).startswith(str(path)) and len(str(error)) <= MESSAGE_LIMIT
+            assert str(error).startswith(str(path)) and len(str(error)) <= LONGEST_MESSAGE
             assert str(error).replace("\n", "").isprintable()
         else:
             assert all(isinstance(example, Example) for example in examples)
@@ -303,14 +303,14 @@ def test_a_published_row_reads_its_pictures_in_either_column(tmp_path):
     for name in ("\x1b[31m/../../y", "../" + "x" * 900, 3):
         with pytest.raises(ValueError, match=r"leaves|must be text") as error:
             within(tmp_path, name)
-        assert len(str(error.value)) <= MESSAGE_LIMIT and "\x1b" not in str(error.value)
+        assert len(str(error.value)) <= LONGEST_MESSAGE and "\x1b" not in str(error.value)
 
 
 def test_a_bad_line_of_a_benchmark_is_named(tmp_path):
     path = wrote(tmp_path, {"a": 1}, "", '{"a": ' + "9" * 9000 + "}")
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 3: not a UTF-8 JSON file") as error:
         json_file(path)
-    assert len(str(error.value)) <= MESSAGE_LIMIT
+    assert len(str(error.value)) <= LONGEST_MESSAGE
 
 
 # -- what a model refuses
@@ -332,7 +332,7 @@ def test_a_text_longer_than_the_context_is_refused_before_anything_is_encoded(mo
                 ValueError, match=r"example 'long' .*rows\.jsonl, line 2\): .*tokens, more than"
             ) as error:
                 call()
-            assert len(str(error.value)) <= MESSAGE_LIMIT
+            assert len(str(error.value)) <= LONGEST_MESSAGE
     assert not len(model.memory)
 
 
@@ -386,4 +386,4 @@ def test_the_command_line_shows_no_escapes(tmp_path):
         result = run(*arguments)
         refused(result)
         message = result.stderr
-        assert "\x1b" not in message and "\x07" not in message and len(message.strip()) <= MESSAGE_LIMIT
+        assert "\x1b" not in message and "\x07" not in message and len(message.strip()) <= LONGEST_MESSAGE

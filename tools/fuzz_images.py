@@ -23,7 +23,7 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from inducekv.messages import MESSAGE_LIMIT
+from inducekv.error_text import LONGEST_MESSAGE
 from inducekv.pictures import MAX_IMAGE_ASPECT, MAX_IMAGE_PIXELS, decode_image
 
 SIZE = (24, 16)
@@ -150,7 +150,7 @@ def outcome(data: bytes) -> str:
             picture = decode_image(data)
         except ValueError as error:
             said = str(error)
-            if not said.startswith("image ") or len(said) > MESSAGE_LIMIT or not said.isprintable():
+            if not said.startswith("image ") or len(said) > LONGEST_MESSAGE or not said.isprintable():
                 raise Fault(f"message {said!r:.200}") from error
             result = "refused"
         except Exception as error:

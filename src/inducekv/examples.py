@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from inducekv.messages import MESSAGE_LIMIT, brief, shown, shown_name
+from inducekv.error_text import LONGEST_MESSAGE, message
+from inducekv.messages import shown, shown_name
 from inducekv.pictures import MAX_IMAGE_BYTES as MAX_IMAGE_BYTES
 from inducekv.pictures import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
 from inducekv.pictures import ImageSource as ImageSource
@@ -146,9 +147,9 @@ def named_errors(example: Example) -> Iterator[None]:
     except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         words = str(error) or type(error).__name__
         named = words.startswith("example ")
-        if named and isinstance(error, ValueError) and len(words) <= MESSAGE_LIMIT:
+        if named and isinstance(error, ValueError) and len(words) <= LONGEST_MESSAGE:
             raise
-        raise ValueError(brief(words if named else f"{example.label}: {words}")) from error
+        raise ValueError(message(words if named else f"{example.label}: {words}")) from error
 
 
 def _check_text(name: str, text: str) -> None:

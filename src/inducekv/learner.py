@@ -16,13 +16,13 @@ from inducekv.backbone import Backbone
 from inducekv.bytes import format_bytes
 from inducekv.config import InduceKVConfig
 from inducekv.entry import Entry, check_name
+from inducekv.error_text import value
 from inducekv.examples import Example
 from inducekv.extraction import extract
 from inducekv.learn_report import LearnReport as LearnReport
 from inducekv.lengths import check_texts, context_of
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_config import note_config
-from inducekv.messages import shown
 from inducekv.progress import SILENT, Progress
 from inducekv.ranks import ALONE, Ranks
 from inducekv.retrieval import Calibration
@@ -185,7 +185,7 @@ def _named(examples: Sequence[Example], task: str, taken: set[str], warnings: li
     count = 0
     for example in examples:
         if not isinstance(example, Example):
-            raise TypeError(f"learn takes Examples, got {type(example).__name__}: {shown(example)}; see read_examples")
+            raise TypeError(f"learn takes Examples, got {type(example).__name__}: {value(example)}; see read_examples")
         if not example.answer or not example.answer.strip():
             raise ValueError(f"{example.label} has no answer; every example to learn needs one")
         count += 1

@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from inducekv.error_text import message
 from inducekv.greys import grey_of_8_bits
-from inducekv.messages import brief, shown_name
+from inducekv.messages import shown_name
 
 ImageSource: TypeAlias = Image.Image | Path | bytes
 
@@ -188,7 +189,7 @@ def _open(file: Path | io.BytesIO, name: Any) -> Image.Image:
             f"image {name}: not a readable picture (of no known format); known are {', '.join(FORMATS)}"
         ) from error
     except Exception as error:  # Pillow's readers raise nearly anything for a damaged file
-        raise ValueError(brief(f"image {name}: not a readable picture ({_words(error)})")) from error
+        raise ValueError(message(f"image {name}: not a readable picture ({_words(error)})")) from error
 
 
 def _check_nbytes(name: Any, nbytes: int) -> None:
@@ -225,7 +226,7 @@ def _decoded(image: Image.Image, name: Any) -> Image.Image:
         if isinstance(error, ValueError) and str(error).startswith("image "):
             raise
         name = shown_name(name)
-        raise ValueError(brief(f"image {name}: broken or truncated ({_words(error)})")) from error
+        raise ValueError(message(f"image {name}: broken or truncated ({_words(error)})")) from error
     picture.info.clear()  # its orientation, a transparent colour: all of that is done
     return picture
 

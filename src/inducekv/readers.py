@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from inducekv.error_text import message
 from inducekv.examples import Example
-from inducekv.messages import brief, shown, shown_name
+from inducekv.messages import shown, shown_name
 from inducekv.picture_openers import ImageOpener, open_trusted, opener_within
 from inducekv.row_fields import MARK, check_asked, check_unread, given, missing, one_of, unmarked
 
@@ -64,7 +65,7 @@ def read_examples(source: Any, *, answers: Answers = "required", split: str = "t
                 if answers == "required" and not (example.answer or "").strip():
                     raise ValueError("the row has no answer; every row to learn from needs one")
         except (ValueError, TypeError, OSError, RecursionError) as error:
-            raise ValueError(brief(f"{shown_name(name)}, {where}: {error}")) from error
+            raise ValueError(message(f"{shown_name(name)}, {where}: {error}")) from error
         examples += found
     if not examples:
         raise ValueError(f"{shown_name(name)}: holds no examples; expected at least one row")
@@ -108,14 +109,14 @@ def _rows_of_file(path: Path) -> Iterator[tuple[str, Any]]:
                     try:
                         row = _parsed(line)
                     except (ValueError, RecursionError) as error:
-                        raise ValueError(brief(f"{name}, line {number}: not JSON ({error})")) from error
+                        raise ValueError(message(f"{name}, line {number}: not JSON ({error})")) from error
                     yield f"line {number}", row
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: not a UTF-8 JSON or JSONL file ({error})") from error
     except (ValueError, RecursionError) as error:
         if str(error).startswith(name):
             raise
-        raise ValueError(brief(f"{name}: not JSON ({error})")) from error
+        raise ValueError(message(f"{name}: not JSON ({error})")) from error
 
 
 def _parsed(text: str) -> Any:

@@ -14,9 +14,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from inducekv.messages import brief
-from inducekv.messages import printable as printable
-
 if TYPE_CHECKING:
     from inducekv import InducedModel, InduceKVConfig, KVMemory
 
@@ -46,6 +43,11 @@ class _Out(Console):
 def out() -> Console:
     """Results go to standard output, taken as they are: no text in them is markup."""
     return _Out(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+
+
+def printable(text: str) -> str:
+    """Text of a model or a memory without what would steer a terminal."""
+    return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)
 
 
 def print_json(value: Any) -> None:
@@ -88,7 +90,9 @@ def helpful(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def _fail(message: str) -> NoReturn:
-    typer.echo(brief(f"inducekv: error: {message}"), err=True)
+    from inducekv.error_text import message as shown
+
+    typer.echo(f"inducekv: error: {shown(message)}", err=True)
     raise typer.Exit(USAGE_ERROR)
 
 

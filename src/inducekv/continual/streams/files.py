@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inducekv.messages import brief, shown, shown_name
+from inducekv.error_text import message
+from inducekv.messages import shown, shown_name
 
 MAX_JSON_BYTES = 2 * 2**30
 """Most bytes a benchmark's JSON file may have (LLaVA-665K's has one gigabyte). CHOICE."""
@@ -58,7 +59,7 @@ def json_file(path: Path) -> Any:
                 rows.append(json.loads(line))
         return rows
     except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, a number of too many digits
-        raise ValueError(brief(f"{shown_name(path)}{place}: not a UTF-8 JSON file ({error})")) from error
+        raise ValueError(message(f"{shown_name(path)}{place}: not a UTF-8 JSON file ({error})")) from error
 
 
 def json_rows(path: Path) -> list[Mapping[str, Any]]:

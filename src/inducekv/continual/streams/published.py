@@ -14,8 +14,9 @@ from inducekv.continual.streams.files import first_existing, json_rows
 from inducekv.continual.streams.kinds import StreamKind, limited
 from inducekv.continual.streams.references import Lookup
 from inducekv.continual.streams.rows import Row, RowReader, every_row, llava
+from inducekv.error_text import message
 from inducekv.examples import Example
-from inducekv.messages import brief, shown_name
+from inducekv.messages import shown_name
 from inducekv.readers import read_examples
 from inducekv.row_fields import given
 
@@ -125,7 +126,7 @@ def _examples(
         return [replace(example, references=references, origin=origin) for example in read_examples([plain])]
     except (ValueError, TypeError) as error:
         said = str(error).removeprefix("list, row 1: ")
-        raise ValueError(brief(f"{shown_name(path)}, row {place + 1}: {said}")) from error
+        raise ValueError(message(f"{shown_name(path)}, row {place + 1}: {said}")) from error
 
 
 def _reference_problems(task: PublishedTask, root: Path) -> list[str]:
