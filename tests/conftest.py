@@ -10,7 +10,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from jaxtyping import install_import_hook
 
-SELF_CHECKING = ("bytes", "config", "examples", "readers")  # users' mistakes must reach their own messages
+SELF_CHECKING = (
+    "bytes",
+    "config",
+    "examples",
+    "picture_openers",
+    "pictures",
+    "readers",
+)  # users' mistakes must reach their own messages
 _package = Path(__file__).parents[1] / "src" / "inducekv"
 _modules = sorted(
     {path.relative_to(_package).parts[0].removesuffix(".py") for path in _package.glob("*")} - {*SELF_CHECKING}

@@ -347,7 +347,7 @@ def test_anchors_are_shared_between_tasks_and_keep_their_bytes(tmp_path):
     broken = dataclasses.replace(state.anchors[0], pictures=(b"no picture",))
     with pytest.raises(ValueError, match="image of anchor from-file: not a readable picture"):
         broken.example()
-    with pytest.raises(ValueError, match="image of example x: not a readable picture"):
+    with pytest.raises(ValueError, match="example 'x': image given as bytes: not a readable picture"):
         TrainingState().updated([Example("q?", "a", b"no picture", "x")], "first", 8, 0)
     for number in range(3):
         state = state.updated(colour_task(4, seed=number), f"task {number}", 8, 0)

@@ -29,7 +29,8 @@ def write(path: Path, data: Any) -> None:
 
 def learned(number: int, image: str | list[str] | None, answer: str = "red", **more: Any) -> Made:
     """A training row of LLaVA's schema."""
-    turns = [{"from": "human", "value": f"<image>\nWhich colour is {number}?"}, {"from": "gpt", "value": answer}]
+    marks = "<image>\n" * (len(image) if isinstance(image, list) else image is not None)
+    turns = [{"from": "human", "value": f"{marks}Which colour is {number}?"}, {"from": "gpt", "value": answer}]
     return {"id": str(number), **({"image": image} if image else {}), "conversations": turns, **more}
 
 

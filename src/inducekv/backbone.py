@@ -19,10 +19,11 @@ from inducekv.decoder import state_kept, state_of, text_inputs
 from inducekv.devices import device_of
 from inducekv.encoded import Encoded
 from inducekv.encoding import encode_batch
-from inducekv.examples import Example
+from inducekv.examples import Example, named_errors
 from inducekv.families import family_of
 from inducekv.fingerprint import embedding_hash, fingerprint_of
 from inducekv.injection import Injection
+from inducekv.lengths import check_texts, check_tokens, context_of
 from inducekv.loading import loaded
 from inducekv.own_config import changed
 from inducekv.preamble import common_beginning
@@ -146,8 +147,9 @@ class Backbone:
             batch_size: rows in a batch.
 
         Raises:
-            ValueError: no examples, a missing answer, an unreadable picture, `embed` for a model whose decoder reads
-                its input some other way.
+            ValueError: no examples, a missing answer, an unreadable picture, one that the processor refuses, an example
+                longer than the model's context, `embed` for a model whose decoder reads its input some other way; what
+                is wrong with an example begins with the example's `label`.
         """
         if not examples:
             raise ValueError("no examples given; at least one is needed")
@@ -155,8 +157,13 @@ class Backbone:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         rendered = []
         progress.start("reading examples", len(examples))
+        context = context_of(self.text_model)
+        check_texts(examples, self.processor.tokenizer, context, self.image_token)
         for example, before in zip(examples, shown or [()] * len(examples), strict=True):
-            rendered.append(self._render(example, with_answer, before))
+            with named_errors(example):
+                made = self._render(example, with_answer, before)
+            check_tokens(example, made.tokens, context)
+            rendered.append(made)
             progress.advance()
         progress.stop()
         return batched(self, rendered, batch_size, embed)

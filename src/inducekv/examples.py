@@ -3,123 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-ImageSource: TypeAlias = Image.Image | Path | bytes
-
-MAX_IMAGE_PIXELS = 64 * 2**20
-"""Most pixels (width times height) a picture may have; checked on the header, before anything is decoded. CHOICE."""
-MAX_IMAGE_BYTES = 64 * 2**20
-"""Most bytes a picture's file may have. CHOICE."""
-
-_BROKEN = (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError)
-# Pillow's decoders raise each of these for a damaged file
-
-
-def check_image(path: Path) -> tuple[int, int]:
-    """Reads only the header of a picture file and returns its (width, height) in pixels.
-
-    Raises:
-        ValueError: the file is missing, is no picture, or is over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`; it names
-            the file.
-    """
-    if not path.is_file():
-        raise ValueError(f"image {path}: no such file")
-    _check_file_size(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit below is lower
-            with Image.open(path) as image:
-                size = image.size
-    except _BROKEN as error:
-        raise _unreadable(path, error) from error
-    _check_pixels(path, size)
-    return size
-
-
-def _unreadable(name: Any, error: Exception) -> ValueError:
-    if isinstance(error, Image.DecompressionBombError):  # Pillow's own limit: width and height are not told
-        return ValueError(
-            f"image {name}: too many pixels, at most {MAX_IMAGE_PIXELS:,} pixels are allowed; make it smaller ({error})"
-        )
-    # Pillow's own words would show the address of an object
-    why = "of no known format" if isinstance(error, UnidentifiedImageError) else error
-    return ValueError(f"image {name}: not a readable picture ({why})")
-
-
-def _check_file_size(path: Path) -> None:
-    nbytes = path.stat().st_size
-    if nbytes > MAX_IMAGE_BYTES:
-        raise ValueError(f"image {path}: {nbytes:,} bytes, at most {MAX_IMAGE_BYTES:,} are allowed; make it smaller")
-
-
-def _check_pixels(name: Any, size: tuple[int, int]) -> None:
-    width, height = size
-    if width * height > MAX_IMAGE_PIXELS:
-        raise ValueError(
-            f"image {name}: {width} x {height} pixels, at most {MAX_IMAGE_PIXELS:,} pixels are allowed; make it smaller"
-        )
-
-
-def open_image(data: bytes, name: str) -> Image.Image:
-    """A picture from the bytes of its file, header read and checked, decoded only when it is used.
-
-    Raises:
-        ValueError: no picture, or over a limit; names it as `name`.
-    """
-    if len(data) > MAX_IMAGE_BYTES:
-        raise ValueError(f"image {name}: {len(data):,} bytes, at most {MAX_IMAGE_BYTES:,} are allowed; make it smaller")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-    except _BROKEN as error:
-        raise _unreadable(name, error) from error
-    _check_pixels(name, image.size)
-    return image
-
-
-def decode_image(source: ImageSource) -> Image.Image:
-    """Decodes one picture as RGB, its header checked before; transparent parts become white.
-
-    Raises:
-        ValueError: the picture is missing, broken or over a limit; names the file.
-    """
-    name = str(source) if isinstance(source, Path) else "given as an object"
-    if isinstance(source, Path):
-        check_image(source)
-    if isinstance(source, bytes):
-        name = "given as bytes"
-        source = open_image(source, name)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            if isinstance(source, Path):
-                with Image.open(source) as image:
-                    return _flattened(image)
-            _check_pixels(name, source.size)
-            return _flattened(source)
-    except _BROKEN as error:
-        if isinstance(error, ValueError) and str(error).startswith("image "):
-            raise
-        raise ValueError(f"image {name}: broken or truncated ({error})") from error
-
-
-def _flattened(image: Image.Image) -> Image.Image:
-    """RGB, with transparent parts on white as a person would see them on paper."""
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layered = image.convert("RGBA")
-        paper = Image.new("RGBA", layered.size, "white")
-        return Image.alpha_composite(paper, layered).convert("RGB")
-    return image.convert("RGB")
+from inducekv.error_text import LONGEST_MESSAGE, message
+from inducekv.messages import shown, shown_name
+from inducekv.pictures import MAX_IMAGE_BYTES as MAX_IMAGE_BYTES
+from inducekv.pictures import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
+from inducekv.pictures import ImageSource as ImageSource
+from inducekv.pictures import check_image as check_image
+from inducekv.pictures import decode_image as decode_image
+from inducekv.pictures import file_bytes
+from inducekv.pictures import open_image as open_image
 
 
 @dataclass(frozen=True)
@@ -134,6 +35,11 @@ class Example:
         id: a name for the example; by default `identifier` derives one from the content.
         metadata: anything else a caller wants to keep beside it (class name, source line); never shown to the model.
         references: further right answers, for graders that compare with several; never shown to the model.
+        origin: where it was read, such as "rows.jsonl, line 2"; error messages name it.
+
+    Raises:
+        TypeError: a field is of another type.
+        ValueError: a text holds half a surrogate pair, which no file and no tokenizer can hold.
     """
 
     question: str
@@ -142,27 +48,43 @@ class Example:
     id: str | None = None
     metadata: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), compare=False)
     references: tuple[str, ...] = field(default=(), compare=False)
+    origin: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.question, str):
-            raise TypeError(f"question must be text, got {type(self.question).__name__}: {self.question!r}")
+            raise TypeError(f"question must be text, got {type(self.question).__name__}: {shown(self.question)}")
         if self.answer is not None and not isinstance(self.answer, str):
-            raise TypeError(f"answer must be text or None, got {type(self.answer).__name__}: {self.answer!r}")
+            raise TypeError(f"answer must be text or None, got {type(self.answer).__name__}: {shown(self.answer)}")
         if isinstance(self.images, (Image.Image, str, Path, bytes)):
             object.__setattr__(self, "images", (self.images,))
         sources = tuple(Path(image) if isinstance(image, str) else image for image in self.images)
         for source in sources:
             if not isinstance(source, (Image.Image, Path, bytes)):
-                raise TypeError(f"images must be PIL images, paths or bytes, got {type(source).__name__}: {source!r}")
+                raise TypeError(
+                    f"images must be PIL images, paths or bytes, got {type(source).__name__}: {shown(source)}"
+                )
         object.__setattr__(self, "images", sources)
+        texts = {"question": self.question, "answer": self.answer or "", "id": str(self.id or "")}
+        for name, text in (*texts.items(), *(("a reference", str(each)) for each in self.references)):
+            _check_text(name, text)
 
     def load_images(self) -> list[Image.Image]:
-        """The pictures decoded as RGB, in order.
+        """The pictures decoded as RGB, in order; see `decode_image`.
 
         Raises:
-            ValueError: a picture is missing, broken, over 64 MiB or over 64 Mi pixels (by its header, before decoding).
+            ValueError: a picture is missing, broken or over a limit (by its header, before decoding); names the
+                example and the picture.
         """
-        return [decode_image(source) for source in self.images]
+        with named_errors(self):
+            return [decode_image(source) for source in self.images]
+
+    @property
+    def label(self) -> str:
+        """What error messages call it: its id or the beginning of its question, where it was read, its pictures."""
+        files = [source.name for source in self.images if isinstance(source, Path)]
+        more = f" and {len(files) - 2} more" if len(files) > 2 else ""
+        notes = [shown_name(each) for each in (self.origin, ", ".join(files[:2]) + more) if each]
+        return f"example {shown(self.id or self.question, 60)}" + (f" ({'; '.join(notes)})" if notes else "")
 
     @property
     def identifier(self) -> str:
@@ -180,13 +102,10 @@ class Example:
         if self.answer is not None:
             feed(b"a", self.answer.encode())
         for source in self.images:
-            if isinstance(source, Path):
-                check_image(source)
-                feed(b"f", source.read_bytes())
-            elif isinstance(source, bytes):
-                feed(b"f", source)
+            if isinstance(source, Path | bytes):
+                feed(b"f", file_bytes(source))
             else:
-                feed(b"p", f"{source.mode} {source.size}".encode() + source.tobytes())
+                feed(b"p", _pixels(source))
         return digest.hexdigest()[:16]
 
 
@@ -205,6 +124,39 @@ def image_key(example: Example) -> str:
         elif isinstance(source, bytes):
             data = b"b" + source
         else:
-            data = b"p" + f"{source.mode} {source.size}".encode() + source.tobytes()
+            data = b"p" + _pixels(source)
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()[:16]
+
+
+def _pixels(source: Image.Image) -> bytes:
+    """What tells pictures that came as objects apart: what a model sees of them."""
+    picture = decode_image(source)
+    return f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+
+
+@contextmanager
+def named_errors(example: Example) -> Iterator[None]:
+    """Makes what goes wrong with an example a ValueError that begins with its `label`, unless it does already.
+
+    Raises:
+        ValueError: in place of any error that a processor, a picture or an answer can cause.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        words = str(error) or type(error).__name__
+        named = words.startswith("example ")
+        if named and isinstance(error, ValueError) and len(words) <= LONGEST_MESSAGE:
+            raise
+        raise ValueError(message(words if named else f"{example.label}: {words}")) from error
+
+
+def _check_text(name: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} holds half a surrogate pair at character {error.start + 1} "
+            f"({shown(text[max(0, error.start - 20) : error.start + 20])}); write the whole character"
+        ) from error

@@ -16,10 +16,12 @@ from inducekv.bytes import format_bytes
 from inducekv.config import InduceKVConfig
 from inducekv.contradictions import hashed_id, without_contradicted
 from inducekv.entry import Entry, check_name
+from inducekv.error_text import value
 from inducekv.examples import Example
 from inducekv.extraction import extract
 from inducekv.first_calibration import QUESTIONS, first_calibration
 from inducekv.learn_report import LearnReport as LearnReport
+from inducekv.lengths import check_texts, context_of
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_config import metadata_of, note_config
 from inducekv.progress import SILENT, Progress
@@ -64,7 +66,8 @@ def learn(
             the memory that one process alone would have made.
 
     Raises:
-        ValueError: no examples, one without an answer, an unreadable picture, a bad task name.
+        ValueError: no examples, one without an answer or longer than the model's context, an unreadable picture, a bad
+            task name.
         BudgetError: the budget does not hold even one entry of this task.
     """
     watch = _Watch()
@@ -72,6 +75,7 @@ def learn(
     check_name("task name", task)
     taken = {entry.id for entry in memory.entries if entry.task != task}
     examples = _named(examples, task, taken, warnings)
+    check_texts(examples, backbone.processor.tokenizer, context_of(backbone.text_model), backbone.image_token)
     roles = assign_roles(examples, config.candidates, config.seed)
     with watch("extract"):
         candidates = [examples[i] for i in roles.candidates]
@@ -194,9 +198,9 @@ def _named(examples: Sequence[Example], task: str, taken: set[str], warnings: li
     count = 0
     for example in examples:
         if not isinstance(example, Example):
-            raise TypeError(f"learn takes Examples, got {type(example).__name__}: {example!r}; see read_examples")
+            raise TypeError(f"learn takes Examples, got {type(example).__name__}: {value(example)}; see read_examples")
         if not example.answer or not example.answer.strip():
-            raise ValueError(f"example {example.identifier!r} has no answer; every example to learn needs one")
+            raise ValueError(f"{example.label} has no answer; every example to learn needs one")
         count += 1
         name = entry_id(example.identifier, task, taken)
         named.setdefault(name, dataclasses.replace(example, id=name))

@@ -5,7 +5,6 @@ import json
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,11 @@ from safetensors import SafetensorError
 
 from inducekv.atomic import write_atomically
 from inducekv.error_text import message
-from inducekv.examples import Example, check_image, open_image
+from inducekv.examples import Example, named_errors, open_image
 from inducekv.json_object import parse_json
 from inducekv.memory_index import EARLIER_STATE as FILE_NAME
 from inducekv.memory_index import NamedFile, training_state_of
+from inducekv.pictures import image_file
 from inducekv.splits import balanced_order
 
 FORMAT = 2
@@ -54,19 +54,9 @@ class Anchor:
         """
         if not example.answer:
             raise ValueError(f"example {example.identifier!r} has no answer, so it cannot be an anchor")
-        pictures = []
-        for source in example.images:
-            if isinstance(source, Path):
-                check_image(source)
-                pictures.append(source.read_bytes())
-            elif isinstance(source, bytes):
-                open_image(source, f"of example {example.identifier}")
-                pictures.append(source)
-            else:
-                buffer = BytesIO()
-                source.save(buffer, format="PNG")
-                pictures.append(buffer.getvalue())
-        return cls(task, example.identifier, example.question, example.answer, tuple(pictures))
+        with named_errors(example):
+            pictures = tuple(map(image_file, example.images))
+            return cls(task, example.identifier, example.question, example.answer, pictures)
 
     def example(self) -> Example:
         """The example again, at every call the same object, pictures decoded on use.
@@ -80,7 +70,7 @@ class Anchor:
     def _example(self) -> Example:
         for data in self.pictures:
             open_image(data, f"of anchor {self.id}")
-        return Example(self.question, self.answer, self.pictures, self.id)
+        return Example(self.question, self.answer, self.pictures, self.id, origin=f"kept of task {self.task}")
 
     @property
     def nbytes(self) -> int:

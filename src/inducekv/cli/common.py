@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec, TypeVar, 
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 if TYPE_CHECKING:
     from inducekv import InducedModel, InduceKVConfig, KVMemory
@@ -39,9 +40,16 @@ ModelOption = Annotated[
 ]
 
 
+class _Out(Console):
+    """A console that no text can steer."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 def out() -> Console:
     """Results go to standard output, taken as they are: no text in them is markup."""
-    return Console(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
+    return _Out(file=sys.stdout, highlight=False, markup=False, emoji=False, soft_wrap=not sys.stdout.isatty())
 
 
 def printable(text: str) -> str:

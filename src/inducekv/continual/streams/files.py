@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inducekv.error_text import message
+from inducekv.messages import shown, shown_name
+
 MAX_JSON_BYTES = 2 * 2**30
 """Most bytes a benchmark's JSON file may have (LLaVA-665K's has one gigabyte). CHOICE."""
 
@@ -18,11 +21,14 @@ def within(root: Path, relative: Any) -> Path:
         ValueError: it leaves `root`, or is no path.
     """
     if not isinstance(relative, str) or not relative or "\0" in relative:
-        raise ValueError(f"a path inside {root} must be text, got {relative!r:.80}")
+        raise ValueError(f"a path inside {root} must be text, got {shown(relative)}")
     top = root.resolve()
-    path = (top / relative).resolve()
+    try:
+        path = (top / relative).resolve()
+    except (OSError, RuntimeError) as error:  # too long a name, a loop of links
+        raise ValueError(f"{shown_name(relative)}: {getattr(error, 'strerror', None) or error}") from error
     if not path.is_relative_to(top):
-        raise ValueError(f"{relative}: leaves {root}; paths must stay inside it")
+        raise ValueError(f"{shown_name(relative)}: leaves {shown_name(root)}; paths must stay inside it")
     return path
 
 
@@ -35,19 +41,25 @@ def json_file(path: Path) -> Any:
     """What a JSON file, or a JSONL file as a list, holds.
 
     Raises:
-        ValueError: missing, over `MAX_JSON_BYTES`, or not JSON in UTF-8; names the file.
+        ValueError: missing, over `MAX_JSON_BYTES`, or not JSON in UTF-8; names the file, and the line of a JSONL file.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
     if (nbytes := path.stat().st_size) > MAX_JSON_BYTES:
         raise ValueError(f"{path}: {nbytes:,} bytes, at most {MAX_JSON_BYTES:,} are allowed")
+    place = ""
     try:
         text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        return json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not a UTF-8 JSON file ({error})") from error
+        if path.suffix != ".jsonl":
+            return json.loads(text)
+        rows = []
+        for number, line in enumerate(text.split("\n"), 1):  # no other character ends a line of JSON Lines
+            place = f", line {number}"
+            if line.strip():
+                rows.append(json.loads(line))
+        return rows
+    except (ValueError, RecursionError) as error:  # also bytes that are not UTF-8, a number of too many digits
+        raise ValueError(message(f"{shown_name(path)}{place}: not a UTF-8 JSON file ({error})")) from error
 
 
 def json_rows(path: Path) -> list[Mapping[str, Any]]:

@@ -14,8 +14,11 @@ from inducekv.continual.streams.files import first_existing, json_rows
 from inducekv.continual.streams.kinds import StreamKind, limited
 from inducekv.continual.streams.references import Lookup
 from inducekv.continual.streams.rows import Row, RowReader, every_row, llava
+from inducekv.error_text import message
 from inducekv.examples import Example
+from inducekv.messages import shown_name
 from inducekv.readers import read_examples
+from inducekv.row_fields import given
 
 SHOWN_PROBLEMS = 3
 """Malformed rows that `check` names for each file before it only counts them. CHOICE."""
@@ -116,13 +119,14 @@ def _examples(
         ValueError: the row is malformed; names the file and the row.
     """
     try:
-        plain = task.row(row, images)
+        plain = task.row(given(row), images)
         answers = plain.pop("answers", None)
         references = lookup(place, row) if lookup is not None else tuple(map(str, answers or ()))
-        return [replace(example, references=references) for example in read_examples([plain])]
+        origin = f"{path}, row {place + 1}"
+        return [replace(example, references=references, origin=origin) for example in read_examples([plain])]
     except (ValueError, TypeError) as error:
         said = str(error).removeprefix("list, row 1: ")
-        raise ValueError(f"{path}, row {place + 1}: {said}") from error
+        raise ValueError(message(f"{shown_name(path)}, row {place + 1}: {said}")) from error
 
 
 def _reference_problems(task: PublishedTask, root: Path) -> list[str]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from inducekv.continual.streams.files import within
+from inducekv.messages import shown
+from inducekv.row_fields import missing, one_of
 
 Row = Mapping[str, Any]
 RowReader = Callable[[Row, Path], dict[str, Any]]
@@ -23,8 +25,8 @@ SHORT = "\nAnswer the question using a single word or phrase."
 def llava(row: Row, images: Path) -> dict[str, Any]:
     """CoIN, UCIT, MLLM-CL, CL-MoE, LiIT: {id, image, conversations} to learn, {question_id, text, image, answer} to
     ask."""
-    value = row.get("image")
-    listed = value if isinstance(value, list) else [] if value in (None, "") else [value]
+    value = row.get(one_of(row, "image", "images") or "image")
+    listed = value if isinstance(value, list) else [] if missing(value) or value == "" else [value]
     kept = {key: item for key, item in row.items() if key not in ("image", "images")}
     return {**kept, "images": [within(images, each) for each in listed]}
 
@@ -34,12 +36,12 @@ def vqacl(row: Row, images: Path) -> dict[str, Any]:
     name = row.get("img_id")
     parts = name.split("_") if isinstance(name, str) else []
     if len(parts) != 3 or parts[0] != "COCO":
-        raise ValueError(f"img_id must be a name such as COCO_train2014_000000000009, got {name!r:.80}")
+        raise ValueError(f"img_id must be a name such as COCO_train2014_000000000009, got {shown(name)}")
     label = row.get("label") or {}
     if not isinstance(label, Mapping):
-        raise ValueError(f"label must map answers to scores, got {label!r:.80}")
+        raise ValueError(f"label must map answers to scores, got {shown(label)}")
     people = [each.get("answer") if isinstance(each, Mapping) else each for each in row.get("answers") or []]
-    said = [str(answer) for answer in people if answer is not None]
+    said = [str(answer) for answer in people if not missing(answer)]
     best = max(label, key=lambda answer: (label[answer], answer)) if label else None
     question = row.get("sent") or row.get("question")
     return {
