@@ -27,6 +27,8 @@ from test_in_flight import taught
 from test_parity import inputs_of, memory_of
 
 THREADS, SEEDS = 4, (20, 21, 22, 23)
+WAIT = 600
+"""Seconds after which threads that wait for one another are taken to have locked each other out."""
 GREEDY = {"max_new_tokens": 3, "min_new_tokens": 3, "do_sample": False}
 LEARNED = ((1, 3, 4), (5, 6, 7), (8, 9, 11))
 
@@ -108,11 +110,11 @@ def all_at_once(jobs: list[Callable[[], Any]]) -> list[Any]:
     start = threading.Barrier(len(jobs))
 
     def run(job: Callable[[], Any]) -> Any:
-        start.wait(timeout=60)
+        start.wait(timeout=WAIT)
         return job()
 
     with ThreadPoolExecutor(len(jobs)) as pool:
-        return [future.result(timeout=120) for future in [pool.submit(run, job) for job in jobs]]
+        return [future.result(timeout=WAIT) for future in [pool.submit(run, job) for job in jobs]]
 
 
 @pytest.mark.parametrize(
@@ -194,11 +196,11 @@ def test_contexts_of_two_threads_overlap_in_any_order(llava: Backbone, order: tu
 
     def use(which: int) -> Tensor:
         with customers.models[0].attached(customers.models[which].memory):
-            opened.wait(timeout=60)
+            opened.wait(timeout=WAIT)
             got = llava.model.generate(**customers.inputs[0], **GREEDY)
-            done.wait(timeout=60)
+            done.wait(timeout=WAIT)
             if order[0] != which:
-                closed[order[0]].wait(timeout=60)
+                closed[order[0]].wait(timeout=WAIT)
         closed[which].set()
         return got
 
