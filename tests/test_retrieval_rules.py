@@ -4,26 +4,29 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from inducekv.retrieval import CENTRED_TOGETHER, Calibration, retrieve, similarities
+from inducekv.key_space import AT_ONCE, KeySpace
+from inducekv.retrieval import Calibration, retrieve
 
 
 def unit(rows: int, dim: int = 6, seed: int = 0) -> torch.Tensor:
     return normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-@pytest.mark.parametrize("count", [2, 3, CENTRED_TOGETHER, CENTRED_TOGETHER + 1])
+@pytest.mark.parametrize("count", [2, 3, AT_ONCE, AT_ONCE + 1])
 def test_centering_is_taking_the_mean_off_both_sides(count: int) -> None:
     queries, keys = unit(3), unit(count, seed=1)
     mean = keys.mean(0)
     expected = normalize(queries - mean, dim=-1) @ normalize(keys - mean, dim=-1).T
-    assert torch.allclose(similarities(queries, keys, centering=True), expected, atol=1e-6)
-    assert not torch.allclose(similarities(queries, keys), expected, atol=1e-3)
+    assert torch.allclose(
+        KeySpace.of(keys, "centred").KeySpace.of(keys, "raw").similarities(queries, keys), expected, atol=1e-6
+    )
+    assert not torch.allclose(KeySpace.of(keys, "raw").similarities(queries, keys), expected, atol=1e-3)
 
 
 def test_keys_are_compared_in_the_dtype_of_the_question() -> None:
     queries, keys = unit(2), unit(4, seed=1)
     for dtype in (torch.float16, torch.float64):
-        got = similarities(queries, keys.to(dtype))
+        got = KeySpace.of(keys.to(dtype), "raw").similarities(queries, keys.to(dtype))
         assert got.dtype == torch.float32 and torch.allclose(got, queries @ keys.T, atol=1e-3)
 
 
