@@ -72,4 +72,4 @@ def test_similarities_are_those_of_retrieval():
     for space in ("raw", "centred", "whitened"):
         expected = KeySpace.of(keys, space).similarities(torch.stack([q.key for q in asked]), keys).amax()
         assert thresholds(entries, keys, asked, space) == {"t": pytest.approx(float(expected))}
-    assert thresholds(entries, keys, asked, True) != thresholds(entries, keys, asked, False)
+    assert thresholds(entries, keys, asked, "centred") != thresholds(entries, keys, asked, "raw")

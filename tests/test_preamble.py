@@ -171,3 +171,10 @@ def test_mass_zero_changes_nothing_and_mass_adds_to_the_logits() -> None:
         model.memory.calibration = dataclasses.replace(Calibration.identity(layers), mass=torch.tensor(mass))
         seen.append(float(model.score(asked).nll))
     assert seen[0] == seen[1] != seen[2]
+
+
+def test_a_cache_that_the_preamble_would_read_is_refused() -> None:
+    model = taught(families.model("llama"), weighting="none")
+    inputs = dict(model.backbone.prepare([tiny.example(9, images=0, answer=False)], False).batches[0].inputs)
+    with pytest.raises(ValueError, match="shared_preamble=False"):
+        model.as_cache(inputs)

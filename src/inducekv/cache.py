@@ -42,8 +42,8 @@ def as_cache(
         beams: `num_beams` of the call to come.
 
     Raises:
-        ValueError: the weighting is `log` over several entries (a cache has no place for it), the rows differ from the
-            memory's, the mask decides by token types (PaliGemma; Gemma3 with pictures), no `input_ids` are given, or
+        ValueError: the weighting is `log` over several entries or memory has a mass (a cache has no place for either),
+            the prompts' preamble is not to read the memory, the rows differ from the memory's, the mask decides by token types (PaliGemma; Gemma3 with pictures), no `input_ids` are given, or
             the memory holds payloads of some layers only (in-flight retrieval) or layers of different lengths: a cache
             is as long in all layers.
     """
@@ -91,8 +91,13 @@ def _check(backbone: "Backbone", injection: Injection, inputs: dict[str, Any]) -
         raise ValueError(f"the memory is for {injection.mask.shape[0]} rows, the inputs have {rows}")
     if injection.bias is not None and bool((injection.bias[injection.mask] != 0).any()):
         raise ValueError(
-            "weighting='log' adds to the attention logits, which a cache cannot say; "
-            "use weighting='sqrt_max', 'sqrt' or 'none', or attached() instead of a cache"
+            "weighting='log' and the mass of the calibration add to the attention logits, which a cache cannot say; "
+            "use weighting='sqrt_max', 'sqrt' or 'none' and mass=0, or attached() instead of a cache"
+        )
+    if injection.guard is not None:
+        raise ValueError(
+            "the preamble of a prompt does not read this memory (shared_preamble=True), and a cache is read by the "
+            "whole prompt; learn with shared_preamble=False, or use attached() instead of a cache"
         )
     types = backbone.family.token_types
     if types == "prefix" or (types == "images" and "pixel_values" in inputs):
