@@ -60,7 +60,7 @@ def test_what_a_cache_cannot_say_is_refused() -> None:
     backbone, alpha = tiny_families.model("llama"), torch.tensor([[0.3, 0.7]])
     inputs = inputs_of(backbone, [example(backbone, 2, False)])
     entries = [[example(backbone, 1), example(backbone, 3)]]
-    with pytest.raises(ValueError, match=r"'log' adds to the attention logits.*attached"):
+    with pytest.raises(ValueError, match=r"'log' and the mass.*attention logits.*attached"):
         as_cache(backbone, memory_of(backbone, entries, "log", alpha), inputs)
     as_cache(backbone, memory_of(backbone, entries, "sqrt_max", alpha), inputs)
     with pytest.raises(ValueError, match="for 2 rows, the inputs have 1"):

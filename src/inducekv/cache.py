@@ -43,9 +43,9 @@ def as_cache(
 
     Raises:
         ValueError: the weighting is `log` over several entries or memory has a mass (a cache has no place for either),
-            the prompts' preamble is not to read the memory, the rows differ from the memory's, the mask decides by token types (PaliGemma; Gemma3 with pictures), no `input_ids` are given, or
-            the memory holds payloads of some layers only (in-flight retrieval) or layers of different lengths: a cache
-            is as long in all layers.
+            the prompts' preamble is not to read the memory, the rows differ from the memory's, the mask decides by
+            token types (PaliGemma; Gemma3 with pictures), no `input_ids` are given, or the memory holds payloads of
+            some layers only (in-flight retrieval) or layers of different lengths: a cache is as long in all layers.
     """
     if inputs.get("input_ids") is None:
         raise ValueError("as_cache needs input_ids: with inputs_embeds, generate expects the memory's embeddings too")

@@ -56,8 +56,8 @@ class InduceKVConfig:
             text, header), and those of a prompt do not read memory: they stay as they are without it.
         neighbours: other examples of the task, the nearest, that an example is encoded behind; its entry holds its own
             tokens only. 0: every example is encoded alone.
-        mass: what is added to the logits of memory tokens at first (see `Calibration.mass`); None: found, with the
-            temperature, on the first task's own questions.
+        mass: what is added to the logits of memory tokens (see `Calibration.mass`): 0 for good, another number at
+            first, to be fitted with the calibration; None: found, with the temperature, on the first task's questions.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's);

@@ -171,11 +171,16 @@ class LikelihoodScorer:
         self._progress.stop()
         return torch.cat(rows)
 
+    def _calibration(self, phi: Float[Tensor, " parameters"]) -> Calibration:
+        """phi with the mass held at 0 where the configuration says so."""
+        calibration = to_calibration(phi)
+        return calibration if self._config.mass != 0 else replace(calibration, mass=torch.zeros(()))
+
     def _retrieve(self, chunk: _Chunk, weights: Tensor, unread: Tensor, phi: Tensor) -> Retrieved:
         return retrieve(
             chunk.keys,
             self._keys,
-            to_calibration(phi).tau,
+            self._calibration(phi).tau,
             top_k=self._config.top_k,
             weights=weights,
             exclude=chunk.own | unread,
@@ -204,7 +209,7 @@ class LikelihoodScorer:
             return build_injection(
                 self._payloads,
                 retrieved.rows(rows),
-                to_calibration(phi),
+                self._calibration(phi),
                 self._config.weighting,
                 self._backbone,
                 self._config.visibility,
