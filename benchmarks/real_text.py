@@ -36,7 +36,7 @@ IN_TURN = ("sequential_lora", "replay_lora", "olora")
 """Methods that learn task by task, run by default; every other one that is among the results counts too."""
 
 
-SHARED = ("model", "tasks", "limit", "train_samples", "test_samples", "epochs", "learning_rate")
+SHARED = ("model", "tasks", "limit", "train_samples", "test_samples", "epochs", "learning_rate", "dtype")
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,7 @@ def run_missing(options: argparse.Namespace, large: str, small: str) -> None:
         options.second or options.model,
         tasks=options.tasks,
         train_samples=options.train_samples,
+        dtype=options.dtype,
         test_samples=options.test_samples,
     )
     parts = {large: (OURS, COPY, PROMPT, WHOLE)}
@@ -184,6 +185,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", type=int, help="only the first tasks of each stream")
     parser.add_argument("--train-samples", type=int)
     parser.add_argument("--test-samples", type=int)
+    parser.add_argument("--dtype", help="of the weights: float32, bfloat16; by default the model's own")
     parser.add_argument("--jobs", type=int, default=2, help="processes")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args(arguments)

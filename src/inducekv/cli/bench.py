@@ -109,6 +109,10 @@ def run(
     learning_rate: Annotated[
         float | None, typer.Option(min=1e-9, help="Of LoRA; other trained methods in proportion.")
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help="Of the model's weights: float32, bfloat16 (several times faster on CPUs that have it)."),
+    ] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer in tokens; by default what suits the stream.")
     ] = None,
@@ -157,6 +161,7 @@ def run(
         choices=choices,
         epochs=epochs,
         learning_rate=learning_rate,
+        dtype=dtype,
     )
     if jobs > 1:
         if Ranks.started() > 1:
@@ -186,7 +191,7 @@ def run(
             ranks.wait()
         started = Bench(
             results,
-            lambda: _backbone(model, ranks.device),
+            lambda: _backbone(model, ranks.device, dtype),
             settings,
             root=root,
             ranks=ranks,
@@ -293,7 +298,7 @@ def _say(aloud: bool) -> Callable[[str], None]:
     return (lambda line: out().print(line)) if aloud else (lambda line: None)
 
 
-def _backbone(model: str, device: str) -> Backbone:
+def _backbone(model: str, device: str, dtype: str | None) -> Backbone:
     from inducekv.named import load_backbone
 
-    return load_backbone(model, device)
+    return load_backbone(model, device, dtype=dtype)

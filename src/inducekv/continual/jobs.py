@@ -59,7 +59,7 @@ def run_in_processes(
     if jobs < 1:
         raise ValueError(f"passes run in at least one process, got jobs={jobs}")
     settings = settings or Settings()
-    here = Bench(folder, lambda: load_backbone(settings.model), settings, root=root, say=say)
+    here = Bench(folder, lambda: load_backbone(settings.model, dtype=settings.dtype), settings, root=root, say=say)
     done = [one for one in todo if all(path.exists() for path in here.paths(one))]
     progress.start("passes", len(todo))
     try:
@@ -133,7 +133,7 @@ def _start(
     torch.set_num_threads(min(torch.get_num_threads(), max(1, _cores() // jobs)))
     _bench = Bench(
         folder,
-        lambda: load_backbone(settings.model),
+        lambda: load_backbone(settings.model, dtype=settings.dtype),
         settings,
         root=root,
         batch_size=batch_size,

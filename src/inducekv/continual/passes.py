@@ -28,6 +28,7 @@ class Settings:
         choices: keep the list of choices in the questions of streams that have one.
         epochs, learning_rate: of LoRA; other trained methods take as many times more as their own recipes do. None:
             what suits the stream, else the methods' own recipes.
+        dtype: number format of the model's weights; None: the model's own.
     """
 
     model: str = "embedded"
@@ -41,6 +42,7 @@ class Settings:
     choices: bool = False
     epochs: int | None = None
     learning_rate: float | None = None
+    dtype: str | None = None
 
     def on(self, suits: Mapping[str, Any]) -> Settings:
         """The same with what they leave open decided for a stream."""
