@@ -11,7 +11,7 @@ ANY: dict[str, Any] = {"shared_preamble": True, "mass": None, "temperature": 0.1
 TEXT: dict[str, Any] = {
     "payload": "keep_tail",
     "payload_tokens": 10,
-    "neighbours": 2,
+    "neighbours": 1,
     "key_pool": "question",
     "key_space": "whitened",
     "retrieval": "in_flight",
