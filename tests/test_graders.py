@@ -98,6 +98,9 @@ CASES: list[tuple[str, str, Example, float]] = [
     ("slot_f1", "sort = best; sort = best", example("sort = best"), 2 / 3),
     ("slot_f1", "city=", example("city = city"), 0),
     ("slot_f1", "I do not know", example("city = Oslo"), 0),
+    ("rouge_l", "the cat lay", example("The cat sat."), 2 / 3),
+    ("rouge_l", "sat cat", example("cat sat"), 1 / 2),
+    ("rouge_l", "", example("cat"), 0),
 ]
 
 

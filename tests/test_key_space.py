@@ -51,7 +51,7 @@ def test_similarities_are_finite_and_at_most_one(count: int, seed: int, name: st
     keys = cone(count, 12, seed)
     keys[count // 2 :] = keys[0]  # equal keys too
     got = KeySpace.of(keys, name).similarities(cone(4, 12, seed + 1), keys)
-    assert bool(got.isfinite().all()) and float(got.abs().max()) <= 1 + 1e-4
+    assert bool(got.isfinite().all()) and float(got.abs().max()) <= 1 + 1e-3
 
 
 def test_one_key_is_compared_as_it_is() -> None:

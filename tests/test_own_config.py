@@ -14,6 +14,7 @@ from inducekv.continual.methods import make_method
 from inducekv.embedded import path
 from inducekv.embedded.tasks import alphabet
 from inducekv.own_config import FILE, changed, own_fields
+from inducekv.published import published_fields
 from inducekv.tuning.tuner import fields_of
 
 OWN = {"payload_layers": [0, -1], "payload_dtype": "int3"}
@@ -35,8 +36,10 @@ def test_a_new_memory_is_as_the_model_says(folder: Path) -> None:
     assert model.memory.layout.layers == (4,)
 
 
-def test_a_model_that_says_nothing_has_the_defaults(folder: Path) -> None:
-    assert InducedModel.from_pretrained(folder).config == InduceKVConfig()
+def test_a_model_that_says_nothing_is_read_as_published_models_are(folder: Path) -> None:
+    model = InducedModel.from_pretrained(folder)
+    assert model.config == InduceKVConfig.from_dict(published_fields(model.backbone.layers, True))
+    assert model.config.mass is None and model.config.shared_preamble
     assert Backbone.from_pretrained(folder).own_config == {}
 
 

@@ -68,7 +68,7 @@ def test_methods_with_a_format_save_the_bytes_they_promise(
     llava: "tiny.Backbone", tmp_path: Path, method: Compression, dtype: str
 ) -> None:
     def learned(payload: Compression, dtype: str) -> InducedModel:
-        config = InduceKVConfig.fast(payload=payload, budget="8KiB", payload_dtype=dtype, candidates=12, anchors=0)
+        config = InduceKVConfig.fast(payload=payload, budget="9KiB", payload_dtype=dtype, candidates=12, anchors=0)
         model = InducedModel.from_pretrained(llava, config=config)
         model.learn([tiny.example(i) for i in range(12)], task="things")
         return model
@@ -77,7 +77,7 @@ def test_methods_with_a_format_save_the_bytes_they_promise(
     plain = method.method or NoCompression() if isinstance(method, RotateKV) else AsNumbers(method)
     same, whole = learned(plain, dtype), learned(plain, "int8")
     assert model.memory.payload_dtype == model.config.payload_dtype == dtype
-    assert model.memory.nbytes == same.memory.nbytes <= 8 * 1024
+    assert model.memory.nbytes == same.memory.nbytes <= 9 * 1024
     assert [entry.id for entry in model.memory.entries] == [entry.id for entry in same.memory.entries]
     assert len(model.memory) > len(whole.memory) > 0
     model.save_memory(tmp_path)

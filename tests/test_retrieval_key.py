@@ -61,7 +61,9 @@ def test_a_prompt_without_words_has_an_empty_text_part_and_no_missing_numbers(ll
 
 @pytest.mark.parametrize("retrieval", ["in_flight", "two_pass"])
 def test_embeddings_without_token_ids_are_refused_and_say_what_to_do(llava: Backbone, retrieval: str) -> None:
-    model = InducedModel.from_pretrained(llava, budget="4MiB", retrieval=retrieval, selector="herding")
+    model = InducedModel.from_pretrained(
+        llava, config={"budget": "4MiB", "retrieval": retrieval, "selector": "herding"}
+    )
     model.learn([example(llava, seed) for seed in (1, 4)], task="things")
     inputs = inputs_of(llava, [example(llava, 2, False, picture=False)])
     embeds = llava.model.get_input_embeddings()(inputs["input_ids"])

@@ -8,7 +8,7 @@ passes of the whole model, wait for one another: models keep things between the 
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial, wraps
@@ -67,6 +67,8 @@ _LOCKS: WeakKeyDictionary[Any, threading.RLock] = WeakKeyDictionary()
 
 def lock_of(thing: Any) -> Any:
     """The re-entrant lock of a model (or whatever else only one thread may use at a time); nothing is left on it."""
+    if thing is None:
+        return nullcontext()
     with _REGISTRY:
         return _LOCKS.setdefault(thing, threading.RLock())
 

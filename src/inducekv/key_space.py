@@ -16,6 +16,8 @@ SHRINKAGE = 0.85
 large memories of many tasks, more helps small ones of one task."""
 SAMPLE = 1024
 """Keys that the directions are found from, at most, evenly spread over the memory."""
+SHORTEST = 1e-3
+"""A key that is not farther than this from the mean says nothing: its similarity to any other is 0."""
 AT_ONCE = 4096
 """Keys whose lengths are computed at a time."""
 
@@ -71,8 +73,9 @@ class KeySpace:
         shifted = query_keys - mean
         twice = self._scaled(shifted, self.scales.square())
         dots = twice @ memory_keys.to(query_keys).T - (twice @ mean)[:, None]
-        lengths = self._length(query_keys)[:, None] * self.lengths.to(query_keys)
-        return dots / lengths.clamp_min(torch.finfo(dots.dtype).tiny)
+        own, theirs = self._length(query_keys)[:, None], self.lengths.to(query_keys)
+        told = (own > SHORTEST) & (theirs > SHORTEST)
+        return torch.where(told, dots / torch.where(told, own * theirs, 1.0), 0.0)
 
     def _length(self, keys: Float[Tensor, "some dim"]) -> Float[Tensor, " some"]:
         assert self.mean is not None

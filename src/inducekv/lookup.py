@@ -202,6 +202,8 @@ class Lookup:
         return provide
 
     def _guarded(self, found: Found, ids: Tensor | None, real: Tensor) -> Found:
+        if found.injection is None or found.injection.guard is None:
+            return found
         family = self._backbone.family
         return replace(
             found,
