@@ -431,8 +431,9 @@ GOOD_LAYOUT = {"layers": [0, 1, 2], "kv_heads": 2, "head_dim": 4, "key_dim": 8}
 
 
 def reindexed(directory: Path, **changes: object) -> None:
-    """An attacker's edit: the index changed, its checksum made right again."""
+    """An attacker's edit: the index changed (`...`: a field left out), its checksum made right again."""
     index = json.loads((directory / "memory.json").read_bytes()) | changes
+    index = {name: field for name, field in index.items() if field is not ...}
     index["index_sha256"] = memory_file._index_digest(index)
     (directory / "memory.json").write_bytes(memory_file._encode(index))
 
@@ -449,6 +450,7 @@ def reindexed(directory: Path, **changes: object) -> None:
         ({"generation": True}, "generation True"),
         ({"generation": "1"}, "generation '1'"),
         ({"training_state": "state"}, "no valid training state"),
+        ({"training_state": ...}, "no valid training state: 'nothing'"),
         ({"training_state": {"file": "../anchors.safetensors", "sha256": ""}}, "no valid training state"),
         ({"budget": 10**30}, "the budget is 10*, at most|the budget is 1"),
         ({"version": True}, "format version True"),

@@ -3,9 +3,9 @@
     python tools/fuzz_memory.py --mutants 2000 --kills 60 --seed 0
 
 Damaged mutants have bytes changed: each must be refused, or read exactly as before (what was damaged was not read).
-Forged ones have their checksums made right again: each must be refused with a `ValueError`, or read, save and load again
-like any memory. Kills end a process that learns and forgets with SIGKILL at a random moment: memory and training state
-must then be of the same turn, and after a sweep nothing of a forgotten task may be left.
+Forged ones have their checksums made right again: each must be refused with a `ValueError`, or read, save and load
+again like any memory. Kills end a process that learns and forgets with SIGKILL at a random moment: memory and training
+state must then be of the same turn, and after a sweep nothing of a forgotten task may be left.
 """
 
 import argparse

@@ -135,7 +135,7 @@ def _check_names(path: Path, index: dict[str, Any]) -> None:
         raise MemoryFileError(f"{path} names no valid tensor file: {value(name)}")
     if index["version"] < NAMES_ALL:
         return
-    number, state = index.get("generation"), index.get("training_state")
+    number, state = index.get("generation"), index.get("training_state", "nothing")
     if type(number) is not int or not 1 <= number < LARGEST_GENERATION:
         raise MemoryFileError(f"{path} has generation {value(number)}; it must be a whole number from 1")
     if state is None:
