@@ -91,8 +91,8 @@ def _check(backbone: "Backbone", injection: Injection, inputs: dict[str, Any]) -
         raise ValueError(f"the memory is for {injection.mask.shape[0]} rows, the inputs have {rows}")
     if injection.bias is not None and bool((injection.bias[injection.mask] != 0).any()):
         raise ValueError(
-            "weighting='log' adds to the attention logits, which a cache cannot say; "
-            "use weighting='sqrt_max', 'sqrt' or 'none', or attached() instead of a cache"
+            "weighting='log' adds to the attention logits, which a cache cannot say, and so does a mass; learn with "
+            "weighting='sqrt_max', 'sqrt' or 'none' and mass=0, or use attached() instead of a cache"
         )
     types = backbone.family.token_types
     if types == "prefix" or (types == "images" and "pixel_values" in inputs):

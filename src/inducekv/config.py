@@ -59,7 +59,8 @@ class InduceKVConfig:
         neighbours: other examples of the task, the nearest, that an example is encoded behind; its entry holds its own
             tokens only. 0: every example is encoded alone.
         mass: what is added to the logits of memory tokens at first (see `Calibration.mass`); None: found, with the
-            temperature, on the first task's own questions.
+            temperature, on the first task's own questions. Learned like the rest of phi with `weighting="log"`; the
+            others, which leave logits alone, keep it as it was at first.
         key_layer: hidden state that gives the retrieval key, `0` (embeddings) to the number of layers; `-1`: the last;
             `None`: the middle one.
         key_pool: `"last"`: the last token before the answer; `"mean"`: all tokens before the answer (the paper's);

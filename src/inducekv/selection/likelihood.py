@@ -200,11 +200,15 @@ class LikelihoodScorer:
         return torch.tensor([chunk.known[key] for key in looked_up])
 
     def _score(self, chunk: _Chunk, retrieved: Retrieved, phi: Tensor) -> Float[Tensor, " questions"]:
+        calibration = to_calibration(phi)
+        if self._config.weighting != "log":  # the others leave attention's logits alone, so that a cache can say them
+            calibration = replace(calibration, mass=calibration.mass.detach())
+
         def injection(rows: Tensor):  # type: ignore[no-untyped-def]
             return build_injection(
                 self._payloads,
                 retrieved.rows(rows),
-                to_calibration(phi),
+                calibration,
                 self._config.weighting,
                 self._backbone,
                 self._config.visibility,
