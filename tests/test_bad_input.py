@@ -101,7 +101,7 @@ def test_bad_options_are_refused(made, tmp_path, options, said):
 def test_a_configuration_file_with_an_unknown_field_is_refused(made, tmp_path):
     (tmp_path / "config.json").write_text('{"bugdet": 3}')
     arguments = learning(made, tmp_path / "memory", "first")[:-1]
-    refused(run(*arguments, tmp_path / "config.json"), "bugdet", "known fields")
+    refused(run(*arguments, tmp_path / "config.json"), "bugdet", "did you mean budget")
 
 
 def test_a_budget_too_small_for_one_entry_is_refused(made, tmp_path):

@@ -10,6 +10,7 @@ from inducekv.cache import as_cache
 from inducekv.config import InduceKVConfig
 from inducekv.entry import Entry
 from inducekv.model import InducedModel
+from inducekv.retrieval import Calibration
 from test_families import windowed
 from test_family_parity import answered, check, example
 from test_parity import inputs_of, memory_of
@@ -97,3 +98,18 @@ def test_a_model_with_its_memory_gives_out_caches() -> None:
         assert (got - answered(backbone, inputs)[0]).abs().max() < 1e-4
     with pytest.raises(ValueError, match="'log'"):
         model.as_cache(inputs, weighting="log")
+
+
+@pytest.mark.parametrize("weighting", ["sqrt_max", "sqrt", "none"])
+def test_a_cache_can_say_what_was_learned_without_log(weighting: str) -> None:
+    backbone = tiny_families.model("llama")
+    config = {"budget": "1MiB", "abstain": False, "top_k": 3, "weighting": weighting}
+    model = InducedModel.from_pretrained(backbone, config=config | {"outer_steps": 2, "calibration_steps": 4})
+    model.learn([example(backbone, seed) for seed in range(8)], task="t")
+    start = Calibration.initial(backbone.layers, model.config.temperature)
+    assert not torch.equal(model.memory.calibration.phi_lambda, start.phi_lambda), "phi was fitted"
+    inputs = inputs_of(backbone, [example(backbone, 21, False)])
+    with model.attached():
+        expected = answered(backbone, inputs)[0]
+    cache, kwargs = model.as_cache(dict(inputs))
+    torch.testing.assert_close(answered(backbone, kwargs, past_key_values=cache)[0], expected)

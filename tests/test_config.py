@@ -83,7 +83,7 @@ def test_wrong_values_say_what_is_allowed(changes: dict, error: type, message: s
 def test_configurations_survive_json() -> None:
     for config in (InduceKVConfig(), InduceKVConfig.paper(), InduceKVConfig(budget=1000, top_k=None, seed=3)):
         assert InduceKVConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ValueError, match=r"unknown configuration field 'buget'; known fields: .*budget"):
+    with pytest.raises(ValueError, match=r"unknown configuration field 'buget': did you mean .*budget"):
         InduceKVConfig.from_dict({"buget": 5})
 
 

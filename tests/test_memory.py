@@ -22,7 +22,7 @@ from inducekv.entry import TEXT_LIMIT, Entry
 from inducekv.layout import Layout
 from inducekv.memory import BudgetError, KVMemory
 from inducekv.memory_file import FingerprintError, MemoryFileError, MemoryLockedError
-from inducekv.retrieval import Calibration
+from inducekv.retrieval import UNSCALED, Calibration
 from inducekv.stored_payload import Payload
 
 LAYOUT = Layout((0, 1, 2), kv_heads=2, head_dim=4, key_dim=8)
@@ -53,7 +53,7 @@ def filled(dtype: str = "int8") -> KVMemory:
     full.add_all(
         [entry(i, 1 + i % 3, ("birds", "ships\u2028ü")[i % 2].replace("\u2028", " "), dtype) for i in range(6)]
     )
-    full.calibration = Calibration(torch.tensor(-1.5), torch.tensor([0.5, torch.inf, -2.0]))
+    full.calibration = Calibration(torch.tensor(-1.5), torch.tensor([0.5, UNSCALED, -2.0]))
     full.thresholds = {"birds": 0.25}
     full.metadata = {"reading": "top 8"}
     return full

@@ -11,7 +11,7 @@ import torch
 import tiny
 from commands import refused, run, run_json, write_task
 from inducekv.cli import common
-from inducekv.error_text import LONGEST_MESSAGE, message, value
+from inducekv.error_text import LONGEST_MESSAGE, message, shown
 from inducekv.fingerprint import check_fingerprint
 from inducekv.memory import KVMemory
 from inducekv.memory_file import FingerprintError, MemoryFileError
@@ -62,7 +62,7 @@ def test_no_model_is_loaded_because_a_memory_says_so(
         result = run(*command)
         refused(result, "this memory", "--model")
         assert "\x1b" not in result.stderr and len(result.stderr) < LONGEST_MESSAGE + 50
-    assert named == FOLDER or value(named)[1:20] in result.stderr, "the name is shown"
+    assert named == FOLDER or shown(named)[1:20] in result.stderr, "the name is shown"
 
 
 def test_a_memory_of_a_model_in_a_folder_does_not_say_where_that_is(made: Path) -> None:
@@ -136,7 +136,7 @@ def test_messages_are_short_and_do_not_steer_a_terminal(tmp_path: Path) -> None:
     deep: list = []
     for _ in range(100_000):
         deep = [deep]
-    assert "nested too deeply" in value(deep)
+    assert shown(deep) == "[[[[...]]]]"
     for command in (("inspect",), ("forget", "--task", "t")):
         result = run(command[0], tmp_path / "a\x1b[31mb", *command[1:])
         refused(result, "a\\x1b[31mb")
@@ -144,8 +144,8 @@ def test_messages_are_short_and_do_not_steer_a_terminal(tmp_path: Path) -> None:
     folder = tmp_path / "c\x9b31md"
     filled().save_pretrained(folder)
     for more in ((), ("--json",)):
-        shown = run("inspect", folder, *more).stdout
-        assert "\x9b" not in shown and "9b31md" in shown
+        printed = run("inspect", folder, *more).stdout
+        assert "\x9b" not in printed and "9b31md" in printed
 
 
 def test_json_output_reads_back_as_it_was(capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +190,8 @@ def test_deep_nesting_is_refused_wherever_it_is(tmp_path: Path, depth: int) -> N
     [
         [-torch.inf, 0.0, 0.5, 0.5, 0.5],
         [-1.0, 0.0, 0.5, -torch.inf, 0.5],
+        [-1.0, 0.0, 0.5, torch.inf, 0.5],
+        [-1.0, 0.0, torch.nan, 0.5, 0.5],
         [-1e9, 0.0, 0.5, 0.5, 0.5],
         [0.0, torch.inf, 0.5, 0.5, 0.5],
         [0.0, 21.0, 0.5, 0.5, 0.5],

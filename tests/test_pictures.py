@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from inducekv.error_text import LONGEST_MESSAGE, message
+from inducekv.error_text import LONGEST_MESSAGE, message, shown, shown_name
 from inducekv.examples import Example, check_image, decode_image
-from inducekv.messages import shown, shown_name
 from inducekv.pictures import FORMATS, MAX_IMAGE_ASPECT, MAX_IMAGE_SIDE, from_data_uri, image_file
 from inducekv.training_state import Anchor
 from pictures import png_header_only

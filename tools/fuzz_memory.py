@@ -34,7 +34,7 @@ from inducekv.memory import KVMemory
 from inducekv.memory_config import config_of
 from inducekv.memory_file import LOCK, save, stored_state, sweep
 from inducekv.memory_index import INDEX, encode, index_digest
-from inducekv.retrieval import Calibration
+from inducekv.retrieval import UNSCALED, Calibration
 from inducekv.stored_payload import Payload
 from inducekv.training_state import Anchor, TrainingState
 
@@ -67,7 +67,7 @@ def write_base(folder: Path, dtype: str) -> None:
     """A memory with a training state."""
     memory = KVMemory("1MiB", LAYOUT, dtype, {"architecture": "None", "layers": 3, "rope": {"type": "default"}})
     memory.add_all([entry(i, ("birds", "ships")[i % 2], dtype) for i in range(5)])
-    memory.calibration = Calibration(torch.tensor(-2.0), torch.tensor([0.5, torch.inf]))
+    memory.calibration = Calibration(torch.tensor(-2.0), torch.tensor([0.5, UNSCALED]))
     memory.thresholds = {"birds": 0.25}
     memory.metadata = {"reading": '{"top_k":4}', "model": "embedded"}
     save(memory, folder, TrainingState([anchor(i, ("birds", "ships")[i % 2]) for i in range(4)]))

@@ -15,6 +15,7 @@ from inducekv.attention_masks import expanded, real_tokens, repeats_of, widened_
 from inducekv.cache_name import CACHE_NAMES, cache_in, cache_of
 from inducekv.calls import OPEN, Generation, held_by, tokens_of, unfollowed
 from inducekv.injection import Injection
+from inducekv.lengths import context_of
 
 TRAVELS = "inducekv_pass"
 """Argument of a text decoder that its layers hand on to attention."""
@@ -163,7 +164,7 @@ class Attachment:
         self._provider = memory if callable(memory) else None
         self._looks_up = self._in_flight is not None or self._provider is not None
         self._modules = modules
-        self._context = _context_of(modules)
+        self._context = context_of(modules[0])
         self._given = _Prompt(found=Found(memory)) if isinstance(memory, Injection) else _Prompt()
         if isinstance(memory, Injection):
             check(memory)
@@ -346,9 +347,3 @@ def pass_of(module: Any) -> Pass | None:
     """The pass that an attention module is called in; None: nothing is attached."""
     attachment = innermost(module)
     return None if attachment is None else attachment.now
-
-
-def _context_of(modules: list[Any]) -> int | None:
-    """Positions that the model was made for."""
-    context = getattr(getattr(modules[0], "config", None), "max_position_embeddings", None)
-    return int(context) if context else None

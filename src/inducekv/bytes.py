@@ -2,6 +2,8 @@
 
 import re
 
+from inducekv.error_text import shown
+
 UNITS = {
     "": 1,
     "b": 1,
@@ -22,14 +24,14 @@ def parse_bytes(size: int | str) -> int:
         ValueError: the text is not a size, or the size is negative.
     """
     if isinstance(size, bool) or not isinstance(size, int | str):
-        raise TypeError(f"a size must be an int (bytes) or a str such as '256KiB', got {size!r}")
+        raise TypeError(f"a size must be an int (bytes) or a str such as '256KiB', got {shown(size)}")
     if isinstance(size, int):
         if size < 0:
             raise ValueError(f"a size cannot be negative, got {size}")
         return size
     match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([A-Za-z]*)\s*", size)
     if match is None or match[2].lower() not in UNITS:
-        raise ValueError(f"cannot read {size!r} as a size; write a number and one of B, KB, MB, GB, KiB, MiB, GiB")
+        raise ValueError(f"cannot read {shown(size)} as a size; write a number and one of B, KB, MB, GB, KiB, MiB, GiB")
     return (
         int(float(match[1]) * UNITS[match[2].lower()]) if "." in match[1] else int(match[1]) * UNITS[match[2].lower()]
     )

@@ -4,10 +4,12 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from inducekv.bytes import parse_bytes
+from inducekv.error_text import shown
 from inducekv.json_object import read_json_object
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ class InduceKVConfig:
 
     def __post_init__(self) -> None:
         if parse_bytes(self.budget) < 1:
-            raise ValueError(f"budget must be at least one byte, got {self.budget!r}")
+            raise ValueError(f"budget must be at least one byte, got {shown(self.budget)}")
         for name, allowed in (
             ("payload_dtype", PayloadDtype),
             ("key_dtype", KeyDtype),
@@ -143,10 +145,10 @@ class InduceKVConfig:
         ):
             if getattr(self, name) not in get_args(allowed):
                 choices = ", ".join(map(repr, get_args(allowed)))
-                raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
+                raise ValueError(f"{name} must be one of {choices}; got {shown(getattr(self, name))}")
         if isinstance(self.payload, str) and self.payload not in PAYLOADS:
             names = ", ".join(map(repr, PAYLOADS))
-            raise ValueError(f"payload must be {names} or a Compression; got {self.payload!r}")
+            raise ValueError(f"payload must be {names} or a Compression; got {shown(self.payload)}")
         if (own := getattr(self.payload, "payload_dtype", None)) is not None:
             object.__setattr__(self, "payload_dtype", own)
         if self.payload_layers is not None:
@@ -177,18 +179,18 @@ class InduceKVConfig:
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TypeError(f"{name} must be a number, got {value!r}")
+                raise TypeError(f"{name} must be a number, got {shown(value)}")
             if not math.isfinite(value) or value < 0 or (positive and value == 0):
-                raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {value!r}")
+                raise ValueError(f"{name} must be a finite number {'> 0' if positive else '>= 0'}, got {shown(value)}")
         mass = 0.0 if self.mass is None else self.mass
         if isinstance(mass, bool) or not isinstance(mass, int | float) or not abs(mass) <= LARGEST_MASS:
             raise ValueError(
                 f"mass must be a number from -{LARGEST_MASS:g} to {LARGEST_MASS:g}, or None to find one on the first "
-                f"task, got {mass!r}"
+                f"task, got {shown(mass)}"
             )
         for name in ("abstain", "shared_preamble"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
+                raise TypeError(f"{name} must be True or False, got {shown(getattr(self, name))}")
 
     @property
     def budget_bytes(self) -> int:
@@ -253,7 +255,7 @@ class InduceKVConfig:
         """
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         if not isinstance(self.payload, str):
-            raise ValueError(f"only a payload given by name can be written as JSON, got {self.payload!r}")
+            raise ValueError(f"only a payload given by name can be written as JSON, got {shown(self.payload)}")
         layers = self.payload_layers
         return {**fields, "payload_layers": None if layers is None else list(layers)}
 
@@ -266,7 +268,9 @@ class InduceKVConfig:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
-            raise ValueError(f"unknown configuration field {unknown[0]!r}; known fields: {', '.join(sorted(known))}")
+            near = get_close_matches(str(unknown[0]), known, n=3, cutoff=0.4)
+            meant = f"did you mean {' or '.join(near)}?" if near else "InduceKVConfig() has those that there are"
+            raise ValueError(f"unknown configuration field {shown(unknown[0])}: {meant}")
         return cls(**fields)
 
 
@@ -281,7 +285,7 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 def _layers(layers: Any) -> tuple[int, ...]:
     if not isinstance(layers, list | tuple):
-        raise TypeError(f"payload_layers must be a list of layers, or None for all, got {layers!r}")
+        raise TypeError(f"payload_layers must be a list of layers, or None for all, got {shown(layers)}")
     for layer in layers:
         _whole_number("each of payload_layers", layer, None)
     if not layers or sorted(set(layers), key=lambda layer: (layer < 0, layer)) != list(layers):
@@ -291,6 +295,6 @@ def _layers(layers: Any) -> tuple[int, ...]:
 
 def _whole_number(name: str, value: Any, least: int | None) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
+        raise TypeError(f"{name} must be a whole number, got {shown(value)}")
     if least is not None and value < least:
         raise ValueError(f"{name} must be at least {least}, got {value}")

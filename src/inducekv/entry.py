@@ -9,6 +9,7 @@ from torch import Tensor
 from inducekv.compression.storage import BITS, STORAGE_DTYPES, stored_width
 from inducekv.config import KeyDtype, PayloadDtype
 from inducekv.encoded import Encoded
+from inducekv.error_text import shown
 from inducekv.layer_lengths import fills
 from inducekv.layout import Layout, json_bytes
 from inducekv.stored_keys import KEY_DTYPES, encode_key, key_width
@@ -118,11 +119,9 @@ def check_name(what: str, name: str) -> None:
         TypeError: it is not a str.
     """
     if not isinstance(name, str):
-        raise TypeError(f"{what} must be text, got {name!r}")
+        raise TypeError(f"{what} must be text, got {shown(name)}")
     if not name.strip() or not name.isprintable() or len(name.encode("utf-8", "replace")) > NAME_LIMIT:
-        raise ValueError(
-            f"{what} must be 1 to {NAME_LIMIT} bytes of printable text and not blank, got {name[:NAME_LIMIT]!r}"
-        )
+        raise ValueError(f"{what} must be 1 to {NAME_LIMIT} bytes of printable text and not blank, got {shown(name)}")
 
 
 def check_entry(entry: Entry, layout: Layout, payload_dtype: PayloadDtype | str) -> None:

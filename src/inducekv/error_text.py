@@ -1,25 +1,42 @@
 """Text of an error message: short enough to read, and nothing in it steers a terminal."""
 
+import reprlib
+from typing import Any
+
 LONGEST_MESSAGE = 500
 """Characters of a message, at most."""
 LONGEST_VALUE = 80
 """Characters of a value that a message quotes, at most."""
 
 
-def message(text: object) -> str:
-    """A message of at most `LONGEST_MESSAGE` characters, what cannot be printed written as an escape.
+def message(text: object, prefix: str = "") -> str:
+    """`prefix` and a message, together at most `LONGEST_MESSAGE` characters; what cannot be printed is escaped.
 
     The middle of a longer one is left out, so that it still begins with what happened and ends with what to do.
     """
-    return cut(escaped(str(text)), LONGEST_MESSAGE)
+    return prefix + cut(escaped(str(text)), LONGEST_MESSAGE - len(prefix))
 
 
-def value(given: object) -> str:
-    """A value to quote in a message, at most `LONGEST_VALUE` characters of its `repr`."""
+def shown(value: Any, limit: int = LONGEST_VALUE) -> str:
+    """A value as `repr` writes it, cut to `limit` characters without writing all of a large one first."""
+    if isinstance(value, bytes | bytearray):
+        value = bytes(value[:limit])
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = limit
+    short.maxlevel = 3
     try:
-        return cut(repr(given), LONGEST_VALUE)
-    except RecursionError:
-        return f"a {type(given).__name__} nested too deeply to show"
+        text = short.repr(value)
+    except Exception:  # an object's own repr may raise anything
+        text = f"<{type(value).__name__}>"
+    return cut(escaped(text).replace("\n", " "), limit)
+
+
+def shown_name(name: Any, limit: int = 150) -> str:
+    """A path, an address or an id without quotes, cut in its middle to `limit` characters."""
+    text = str(name)
+    if len(text) > limit:
+        text = f"{text[: limit // 3]}…{text[-(limit - limit // 3 - 1) :]}"
+    return cut(escaped(text), limit)
 
 
 def escaped(text: str) -> str:

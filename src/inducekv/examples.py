@@ -12,8 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from inducekv.error_text import LONGEST_MESSAGE, message
-from inducekv.messages import shown, shown_name
+from inducekv.error_text import LONGEST_MESSAGE, message, shown, shown_name
 from inducekv.pictures import MAX_IMAGE_BYTES as MAX_IMAGE_BYTES
 from inducekv.pictures import MAX_IMAGE_PIXELS as MAX_IMAGE_PIXELS
 from inducekv.pictures import ImageSource as ImageSource

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from inducekv.error_text import shown
+
 Rotation = tuple[Float[Tensor, "positions rotary_dim"], Float[Tensor, "positions rotary_dim"]]
 
 # -- text decoders
@@ -177,17 +179,19 @@ def refusals(config: Any) -> list[str]:
     """Why memory cannot be attached to models of this configuration; empty where it can. Needs no weights."""
     kind = getattr(config, "model_type", None)
     if getattr(config, "is_encoder_decoder", False):
-        return [f"model family {kind!r} is an encoder-decoder: memory joins the self-attention of a decoder-only model"]
+        return [
+            f"model family {shown(kind)} is an encoder-decoder: memory joins the self-attention of a decoder-only model"
+        ]
     if kind not in FAMILIES:
         return [
-            f"model family {kind!r} is not supported; supported: {', '.join(sorted(FAMILIES))}. To add one, write a "
-            "row in FAMILIES of src/inducekv/families.py: where its text decoder is, its image token, its positions"
+            f"model family {shown(kind)} is not supported; supported: {', '.join(sorted(FAMILIES))}. To add one, write "
+            "a row in FAMILIES of src/inducekv/families.py: where its text decoder is, its image token, its positions"
         ]
     text = config.get_text_config()
     reasons = []
     if text.model_type not in DECODERS:
         reasons.append(
-            f"text decoder {text.model_type!r} of this {kind!r} model is not supported; supported: "
+            f"text decoder {shown(text.model_type)} of this {kind!r} model is not supported; supported: "
             f"{', '.join(sorted(DECODERS))}. To add one, write a row in DECODERS of src/inducekv/families.py: how its "
             "rotary embedding is called, which layers have it, which dimensions turn together"
         )
@@ -196,7 +200,7 @@ def refusals(config: Any) -> list[str]:
 
 def unknown_family(kind: Any, brings_code: bool) -> str:
     """Why a family that the installed transformers does not know cannot be used."""
-    reason = f"model family {kind!r} is not one that the installed transformers knows"
+    reason = f"model family {shown(kind)} is not one that the installed transformers knows"
     if brings_code:
         reason += ": it brings its own code, whose attention does not go through the attention interface"
     return reason

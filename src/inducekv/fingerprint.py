@@ -8,7 +8,7 @@ import torch
 from inducekv.chat import QUESTION_ANSWER, shortened
 from inducekv.config import DEFAULT_KEY_POOL, KeyPool
 from inducekv.devices import at_hand, is_quantised
-from inducekv.error_text import escaped, message, value
+from inducekv.error_text import escaped, message, shown
 
 if TYPE_CHECKING:
     from inducekv.backbone import Backbone
@@ -88,7 +88,7 @@ def check_fingerprint(fingerprint: dict[str, Any], backbone: "Backbone") -> None
                 "load the model with system= as it was when the memory was learned"
             )
         details = "; ".join(
-            f"{escaped(n)}: memory {value(fingerprint.get(n))}, model {value(actual.get(n))}" for n in differing
+            f"{escaped(n)}: memory {shown(fingerprint.get(n))}, model {shown(actual.get(n))}" for n in differing
         )
         raise FingerprintError(
             f"this memory was made for another model ({details}); load it with the model it was learned with"

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from inducekv.config import Visibility, Weighting
+from inducekv.error_text import shown
 from inducekv.payloads import PayloadSource
 from inducekv.retrieval import Calibration, Retrieved
 from inducekv.rope import shift_keys
@@ -175,7 +176,7 @@ def build_injection(
         None when no row reads anything, so that the model runs exactly as without memory.
     """
     if weighting not in get_args(Weighting):
-        raise ValueError(f"weighting must be 'sqrt', 'sqrt_max', 'log' or 'none', got {weighting!r}")
+        raise ValueError(f"weighting must be 'sqrt', 'sqrt_max', 'log' or 'none', got {shown(weighting)}")
     if not bool(retrieved.valid.any()):
         return None
     device, dtype = backbone.device, backbone.dtype

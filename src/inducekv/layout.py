@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from inducekv.compression.storage import BITS, STORAGE_DTYPES, stored_width
 from inducekv.config import KeyDtype, PayloadDtype
+from inducekv.error_text import shown
 from inducekv.stored_keys import KEY_DTYPES, check_key_dtype, key_width
 
 BOOKKEEPING = 16
@@ -35,7 +36,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         if not isinstance(self.layer_lengths, bool):
-            raise TypeError(f"layer_lengths must be True or False, got {self.layer_lengths!r}")
+            raise TypeError(f"layer_lengths must be True or False, got {shown(self.layer_lengths)}")
         sizes = (len(self.layers), self.kv_heads, self.head_dim, self.key_dim)
         if any(isinstance(x, bool) or not isinstance(x, int) for x in (*sizes, *self.layers)):
             raise TypeError(f"a layout is made of whole numbers, got {self}")

@@ -16,7 +16,7 @@ from inducekv.bytes import format_bytes
 from inducekv.config import InduceKVConfig
 from inducekv.contradictions import hashed_id, without_contradicted
 from inducekv.entry import Entry, check_name
-from inducekv.error_text import value
+from inducekv.error_text import shown
 from inducekv.examples import Example
 from inducekv.extraction import extract
 from inducekv.first_calibration import QUESTIONS, first_calibration
@@ -198,7 +198,7 @@ def _named(examples: Sequence[Example], task: str, taken: set[str], warnings: li
     count = 0
     for example in examples:
         if not isinstance(example, Example):
-            raise TypeError(f"learn takes Examples, got {type(example).__name__}: {value(example)}; see read_examples")
+            raise TypeError(f"learn takes Examples, got {type(example).__name__}: {shown(example)}; see read_examples")
         if not example.answer or not example.answer.strip():
             raise ValueError(f"{example.label} has no answer; every example to learn needs one")
         count += 1

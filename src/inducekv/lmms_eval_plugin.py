@@ -16,6 +16,7 @@ from lmms_eval.api.model import lmms
 from PIL import Image
 
 from inducekv.backbone import Backbone
+from inducekv.error_text import shown
 from inducekv.examples import Example
 from inducekv.model import EMBEDDED, InducedModel
 from inducekv.progress import console_progress
@@ -138,7 +139,9 @@ class InduceKVForLmmsEval(lmms):
         flat = [p for item in pictures or () for p in (item if isinstance(item, (list, tuple)) else (item,))]
         for picture in flat:
             if not isinstance(picture, Image.Image):
-                raise ValueError(f"only pictures can be answered about, task {arguments[4]!r} gives {type(picture)}")
+                raise ValueError(
+                    f"only pictures can be answered about, task {shown(arguments[4])} gives {type(picture)}"
+                )
         return Example(_PICTURE_MARK.sub("", arguments[0]).strip(), answer, tuple(flat))
 
 
@@ -171,7 +174,7 @@ def _count(name: str, value: Any) -> int:
     try:
         number = int(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a whole number, got {value!r}") from error
+        raise ValueError(f"{name} must be a whole number, got {shown(value)}") from error
     if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {value!r}")
+        raise ValueError(f"{name} must be at least 1, got {shown(value)}")
     return number

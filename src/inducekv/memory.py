@@ -20,6 +20,7 @@ from inducekv.config import PayloadDtype
 from inducekv.entries import Entries
 from inducekv.entry import Entry, check_entry
 from inducekv.entry_table import TASK
+from inducekv.error_text import shown, shown_name
 from inducekv.key_space import KeySpace, KeySpaceName
 from inducekv.layout import Layout
 from inducekv.payload_cache import PAYLOAD_CACHE, PayloadCache
@@ -221,7 +222,7 @@ class KVMemory:
 
     def _hold(self, entries: Entries) -> None:
         if (repeated := entries.repeated_id()) is not None:
-            raise ValueError(f"entry ids must be unique in a memory, {repeated!r} comes more than once")
+            raise ValueError(f"entry ids must be unique in a memory, {shown(repeated)} comes more than once")
         self._check_budget(entries, self.budget)
         with _CHANGING:
             self._take_over(entries)
@@ -259,7 +260,7 @@ class KVMemory:
         gone = set(ids)
         places = self._entries.find(gone)
         if missing := gone - places.keys():
-            raise ValueError(f"no entry with id {min(missing)!r} in this memory")
+            raise ValueError(f"no entry with id {shown(min(missing))} in this memory")
         self._hold(self._entries.without(list(places.values())))
         return len(gone)
 
@@ -270,7 +271,8 @@ class KVMemory:
             ValueError: no such task (the message names those present).
         """
         if task not in self.tasks:
-            raise ValueError(f"no task {task!r} in this memory; tasks: {', '.join(map(repr, self.tasks)) or 'none'}")
+            tasks = shown_name(", ".join(map(repr, self.tasks)), 300)
+            raise ValueError(f"no task {shown(task)} in this memory; tasks: {tasks or 'none'}")
         places = np.flatnonzero(self._entries.table.numbers[:, TASK] == self.tasks.index(task))
         self._hold(self._entries.without(places))
         return len(places)
@@ -286,9 +288,8 @@ class KVMemory:
         """
         for name in ("layout", "payload_dtype", "fingerprint"):
             if getattr(self, name) != getattr(other, name):
-                raise ValueError(
-                    f"memories to merge must have the same {name}; got {getattr(self, name)} and {getattr(other, name)}"
-                )
+                mine, others = (shown(getattr(each, name), 160) for each in (self, other))
+                raise ValueError(f"memories to merge must have the same {name}; got {mine} and {others}")
         was_empty = not len(self)
         new = other._entries.unlike(self._entries)
         before = self.metadata

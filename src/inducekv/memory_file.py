@@ -21,7 +21,7 @@ from inducekv.atomic import write_atomically, write_parts_atomically
 from inducekv.bytes import parse_bytes
 from inducekv.config import LARGEST_MASS
 from inducekv.entries import Entries, raw
-from inducekv.error_text import value
+from inducekv.error_text import shown
 from inducekv.fingerprint import FingerprintError as FingerprintError
 from inducekv.fingerprint import check_fingerprint as check_fingerprint
 from inducekv.layer_lengths import fills
@@ -43,7 +43,7 @@ from inducekv.memory_index import (
 from inducekv.memory_index import VERSION as VERSION
 from inducekv.memory_index import encode as _encode
 from inducekv.memory_index import index_digest as _index_digest
-from inducekv.retrieval import Calibration
+from inducekv.retrieval import UNSCALED, Calibration
 from inducekv.stored_entries import PARTS, StoredEntries, blocks_of, finite
 from inducekv.table_reader import read_table
 from inducekv.tensor_file import MemoryFileError as MemoryFileError
@@ -258,18 +258,20 @@ def _numbers_of(calibration: Calibration) -> Float[Tensor, " numbers"]:
 
 
 def _calibration_of(numbers: Tensor, layers: int, version: int = VERSION) -> Calibration:
-    """The inverse of `_numbers_of`; an infinite phi_lambda says that values enter as they were stored (lambda = 1)."""
+    """The inverse of `_numbers_of`. Before the mass came, an infinite phi_lambda said lambda = 1."""
     before = 2 if version >= HAS_MASS else 1
     if tuple(numbers.shape) != (before + layers,) or numbers.dtype != torch.float32:
         raise MemoryFileError(f"the calibration must be {before + layers} float32 numbers, got {list(numbers.shape)}")
     mass = numbers[1].clone() if version >= HAS_MASS else torch.zeros(())
-    calibration = Calibration(numbers[0].clone(), numbers[before:].clone(), mass)
-    scales = calibration.phi_lambda
-    known = bool((scales.isfinite() | (scales == math.inf)).all()) and abs(float(mass)) <= LARGEST_MASS
+    scales = numbers[before:].clone()
+    if version < HAS_MASS:
+        scales = scales.masked_fill(scales == math.inf, UNSCALED)
+    calibration = Calibration(numbers[0].clone(), scales, mass)
+    known = bool(scales.isfinite().all()) and abs(float(mass)) <= LARGEST_MASS
     if not LEAST_TAU <= float(calibration.tau) <= LARGEST_TAU or not known:
         raise MemoryFileError(
             f"the calibration must be finite, with a temperature from {LEAST_TAU:g} to {LARGEST_TAU:g} and a mass of "
-            f"at most {LARGEST_MASS:g}; got {value(numbers.tolist())}"
+            f"at most {LARGEST_MASS:g}; got {shown(numbers.tolist())}"
         )
     return calibration
 
@@ -328,7 +330,7 @@ def _build(kind: type["KVMemory"], index: dict[str, Any], file: TensorFile, lazy
     layout = Layout(**{**index["layout"], "layers": tuple(index["layout"]["layers"])})
     budget, earlier = parse_bytes(index["budget"]), index["version"] < NAMES_ALL
     if budget > LARGEST_BUDGET:
-        raise MemoryFileError(f"the budget is {value(budget)} bytes, at most {LARGEST_BUDGET:,} are allowed")
+        raise MemoryFileError(f"the budget is {shown(budget)} bytes, at most {LARGEST_BUDGET:,} are allowed")
     memory = kind(LARGEST_BUDGET if earlier else budget, layout, index["payload_dtype"], index["fingerprint"])
     memory.metadata = _checked_metadata(index.get("metadata", {}))
     numbers, phi, count = file.read("numbers"), file.read("calibration"), index["entries"]
@@ -360,7 +362,7 @@ def _build(kind: type["KVMemory"], index: dict[str, Any], file: TensorFile, lazy
     nbytes = memory.nbytes - (0 if index["version"] >= HAS_MASS else phi.element_size())
     if earlier:  # whose budget did not count the index and the header
         if nbytes > budget:
-            raise MemoryFileError(f"it holds {nbytes:,} bytes, its budget is {value(budget)}")
+            raise MemoryFileError(f"it holds {nbytes:,} bytes, its budget is {shown(budget)}")
         memory.budget = budget
         memory.budget = max(budget, memory.file_nbytes)
     if nbytes != index["nbytes"]:
@@ -379,5 +381,5 @@ def _checked_metadata(metadata: Any) -> dict[str, str]:
 
 def _finite(given: Any) -> float:
     if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) <= LARGEST_THRESHOLD:
-        raise MemoryFileError(f"a threshold must be a finite number, got {value(given)}")
+        raise MemoryFileError(f"a threshold must be a finite number, got {shown(given)}")
     return float(given)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inducekv.error_text import value
+from inducekv.error_text import shown
 from inducekv.json_object import parse_json
 from inducekv.tensor_file import MemoryFileError
 
@@ -113,7 +113,7 @@ def read_index(directory: Path) -> dict[str, Any]:
         raise MemoryFileError(f"{path} is not the index of an inducekv memory")
     version = index.get("version")
     if type(version) is not int or version not in READ:
-        raise MemoryFileError(f"{path} has format version {value(version)}, this library reads {READ[0]} to {READ[-1]}")
+        raise MemoryFileError(f"{path} has format version {shown(version)}, this library reads {READ[0]} to {READ[-1]}")
     try:
         digest = index_digest(index)
     except ValueError as error:
@@ -132,17 +132,17 @@ def read_index(directory: Path) -> dict[str, Any]:
 def _check_names(path: Path, index: dict[str, Any]) -> None:
     name, size = index.get("file"), index.get("size")
     if not isinstance(name, str) or not TENSORS.fullmatch(name) or type(size) is not int:
-        raise MemoryFileError(f"{path} names no valid tensor file: {value(name)}")
+        raise MemoryFileError(f"{path} names no valid tensor file: {shown(name)}")
     if index["version"] < NAMES_ALL:
         return
     number, state = index.get("generation"), index.get("training_state", "nothing")
     if type(number) is not int or not 1 <= number < LARGEST_GENERATION:
-        raise MemoryFileError(f"{path} has generation {value(number)}; it must be a whole number from 1")
+        raise MemoryFileError(f"{path} has generation {shown(number)}; it must be a whole number from 1")
     if state is None:
         return
     file, digest = (state.get("file"), state.get("sha256")) if isinstance(state, dict) else (None, None)
     if not isinstance(file, str) or not STATE.fullmatch(file) or not isinstance(digest, str):
-        raise MemoryFileError(f"{path} names no valid training state: {value(state)}")
+        raise MemoryFileError(f"{path} names no valid training state: {shown(state)}")
 
 
 def generation_of(directory: Path, index: dict[str, Any]) -> Generation:

@@ -17,6 +17,7 @@ from inducekv.backbone import Backbone
 from inducekv.cache import DynamicCache, as_cache
 from inducekv.calls import lock_of
 from inducekv.config import InduceKVConfig, Weighting
+from inducekv.error_text import shown
 from inducekv.examples import Example, ImageSource
 from inducekv.injection import Injection
 from inducekv.learner import LearnReport, learn
@@ -99,7 +100,7 @@ class InducedModel:
             BudgetError: the memory does not fit into `config.budget`.
         """
         if not isinstance(config, InduceKVConfig | Mapping | None):
-            raise TypeError(f"config must be an InduceKVConfig, a mapping of its fields, or None; got {config!r}")
+            raise TypeError(f"config must be an InduceKVConfig, a mapping of its fields, or None; got {shown(config)}")
         backbone = _backbone(model, processor, options)
         folder = None
         if isinstance(memory, str | Path):
@@ -335,7 +336,9 @@ class InducedModel:
 
     def _reading(self, memory: Any) -> Reading:
         if not isinstance(memory, KVMemory):
-            raise TypeError(f"a memory to attach is a KVMemory, None, or a list of these for the rows; got {memory!r}")
+            raise TypeError(
+                f"a memory to attach is a KVMemory, None, or a list of these for the rows; got {shown(memory)}"
+            )
         if memory is self.memory:
             return Reading(memory, self.config)
         check_fingerprint(memory.fingerprint, self.backbone)

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from inducekv.error_text import message, value
+from inducekv.error_text import message, shown
 from inducekv.known_models import KNOWN
 
 if TYPE_CHECKING:
@@ -45,10 +45,10 @@ def chosen_model(given: str | None, memory: "KVMemory | None") -> str:
     if said == FOLDER:
         raise ValueError("this memory was learned with a model from a folder; say which: --model FOLDER")
     revision = memory.metadata.get(REVISION) if memory is not None else None
-    at = f" (revision {value(revision)})" if revision else ""
+    at = f" (revision {shown(revision)})" if revision else ""
     raise ValueError(
         message(
-            f"this memory says that it was learned with the model {value(said)}{at}; no model is loaded because a "
+            f"this memory says that it was learned with the model {shown(said)}{at}; no model is loaded because a "
             "memory says so: if you trust it, name it yourself with --model"
         )
     )

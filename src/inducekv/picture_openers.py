@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from PIL import Image
 
-from inducekv.messages import shown, shown_name
+from inducekv.error_text import shown, shown_name
 from inducekv.pictures import ImageSource, check_image, from_data_uri, open_image
 
 ImageOpener: TypeAlias = Callable[[Any], ImageSource]

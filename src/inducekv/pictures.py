@@ -15,9 +15,8 @@ from typing import Any, TypeAlias
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from inducekv.error_text import message
+from inducekv.error_text import message, shown_name
 from inducekv.greys import grey_of_8_bits
-from inducekv.messages import shown_name
 
 ImageSource: TypeAlias = Image.Image | Path | bytes
 

@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from inducekv.error_text import message
+from inducekv.error_text import message, shown, shown_name
 from inducekv.examples import Example
-from inducekv.messages import shown, shown_name
 from inducekv.picture_openers import ImageOpener, open_trusted, opener_within
 from inducekv.row_fields import MARK, check_asked, check_unread, given, missing, one_of, unmarked
 

@@ -12,6 +12,8 @@ from inducekv.key_space import KeySpace
 
 SMALLEST_WEIGHT = 1e-8
 """Ranking and weights treat a relaxed selection weight below this as zero; it keeps logarithms finite."""
+UNSCALED = 100.0
+"""phi_lambda that says lambda = 1: `sigmoid` of it is exactly 1 in every number format."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,8 @@ class Calibration:
 
     @classmethod
     def identity(cls, layers: int, temperature: float = 0.1) -> "Calibration":
-        """`lambda = 1` exactly (phi = infinity): memory values enter as they were stored."""
-        return cls(cls.initial(layers, temperature).phi_tau, torch.full((layers,), math.inf))
+        """`lambda = 1` exactly: memory values enter as they were stored."""
+        return cls(cls.initial(layers, temperature).phi_tau, torch.full((layers,), UNSCALED))
 
 
 @dataclass(frozen=True)

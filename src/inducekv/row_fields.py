@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from inducekv.messages import shown
+from inducekv.error_text import shown
 
 MARK = "<image>"
 """LLaVA's mark for where a picture goes."""

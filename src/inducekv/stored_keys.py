@@ -12,6 +12,7 @@ from inducekv.compression.gaussian import CLIPS
 from inducekv.compression.hadamard import hadamard
 from inducekv.compression.storage import LARGEST
 from inducekv.config import KeyDtype
+from inducekv.error_text import shown
 
 KEY_DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "int8": torch.int8, "int4": torch.uint8}
 """Number format of stored keys by its name in the configuration; 4-bit codes lie packed in bytes."""
@@ -23,7 +24,7 @@ def check_key_dtype(key_dtype: KeyDtype | str) -> None:
         ValueError: there is no such format.
     """
     if key_dtype not in get_args(KeyDtype):
-        raise ValueError(f"key_dtype must be one of {', '.join(get_args(KeyDtype))}; got {key_dtype!r}")
+        raise ValueError(f"key_dtype must be one of {', '.join(get_args(KeyDtype))}; got {shown(key_dtype)}")
 
 
 def key_width(key_dim: int, key_dtype: KeyDtype | str) -> int:

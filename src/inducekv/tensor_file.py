@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inducekv.error_text import message, value
+from inducekv.error_text import message, shown
 from inducekv.json_object import parse_json
 
 CHUNK = 4 * 2**20
@@ -150,11 +150,11 @@ class TensorFile:
             for name, said in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
                 shape = tuple(said["shape"])
                 if any(type(size) is not int or not 0 <= size < 2**48 for size in shape):
-                    raise ValueError(f"{value(name)} has shape {value(said['shape'])}")
+                    raise ValueError(f"{shown(name)} has shape {shown(said['shape'])}")
                 block = Block(DTYPES[said["dtype"]], shape, 8 + length + end)
                 if said["data_offsets"] != [end, end + block.nbytes]:
-                    at = value(said["data_offsets"])
-                    raise ValueError(f"{value(name)} lies at {at}, not at {[end, end + block.nbytes]}")
+                    at = shown(said["data_offsets"])
+                    raise ValueError(f"{shown(name)} lies at {at}, not at {[end, end + block.nbytes]}")
                 blocks[name], end = block, end + block.nbytes
             if 8 + length + end != self.size:
                 raise ValueError(f"its tensors end at byte {8 + length + end:,} of {self.size:,}")

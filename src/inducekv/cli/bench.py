@@ -13,6 +13,7 @@ from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, helpful, out, print_json, require_extra
 from inducekv.cli.waiting import waiting_for, waits
+from inducekv.error_text import shown
 
 if TYPE_CHECKING:
     from inducekv import Backbone
@@ -245,7 +246,7 @@ def check(
     from inducekv.continual.streams import STREAMS, check_stream
 
     if stream not in STREAMS:
-        raise ValueError(f"no stream {stream!r}; known: {', '.join(STREAMS)}")
+        raise ValueError(f"no stream {shown(stream)}; known: {', '.join(STREAMS)}")
     if root is None and STREAMS[stream].needs_root:
         raise ValueError(f"{stream} is read from a download: give its folder with --root")
     if not quiet:
@@ -264,7 +265,7 @@ def check(
 def _listed(option: str, text: str) -> list[str]:
     values = [part.strip() for part in text.split(",") if part.strip()]
     if not values:
-        raise ValueError(f"{option} needs at least one value, got {text!r}")
+        raise ValueError(f"{option} needs at least one value, got {shown(text)}")
     return values
 
 
@@ -272,7 +273,7 @@ def _cells(text: str | None) -> Any:
     from inducekv.continual.metrics import Evaluate
 
     if text is not None and text not in get_args(Evaluate):
-        raise ValueError(f"--evaluate must be one of {', '.join(get_args(Evaluate))}; got {text!r}")
+        raise ValueError(f"--evaluate must be one of {', '.join(get_args(Evaluate))}; got {shown(text)}")
     return text
 
 
@@ -288,9 +289,9 @@ def _seeds(text: str) -> list[int]:
     try:
         seeds = [int(part) for part in _listed("--seeds", text)]
     except ValueError as error:
-        raise ValueError(f"--seeds must be whole numbers, comma-separated, got {text!r}") from error
+        raise ValueError(f"--seeds must be whole numbers, comma-separated, got {shown(text)}") from error
     if min(seeds) < 0:
-        raise ValueError(f"--seeds must not be negative, got {text!r}")
+        raise ValueError(f"--seeds must not be negative, got {shown(text)}")
     return seeds
 
 

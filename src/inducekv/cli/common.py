@@ -22,8 +22,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 USAGE_ERROR = 2
+PREFIX = "inducekv: error: "
 DEBUG = "INDUCEKV_DEBUG"
-LONGEST_MESSAGE = 500
 EXTRA_OF_MODULE = {**dict.fromkeys(("peft", "matplotlib", "sklearn", "pandas", "accelerate"), "bench"), "gguf": "gguf"}
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -135,10 +135,10 @@ def _more(error: Exception) -> str:
     return f"{type(error).__name__}{f' ({said})' if said else ''}; --debug shows the traceback"
 
 
-def _fail(message: str) -> NoReturn:
-    from inducekv.error_text import message as shown
+def _fail(said: str) -> NoReturn:
+    from inducekv.error_text import message
 
-    typer.echo(f"inducekv: error: {shown(message)}", err=True)
+    typer.echo(message(said, prefix=PREFIX), err=True)
     raise typer.Exit(USAGE_ERROR)
 
 

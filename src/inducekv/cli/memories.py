@@ -264,6 +264,7 @@ def forget(
 ) -> None:
     """Take a task out of a memory, and its raw examples out of the training state; nothing of it stays in the files."""
     from inducekv import KVMemory
+    from inducekv.error_text import shown, shown_name
     from inducekv.memory_file import lock, save, stored_state, sweep
     from inducekv.training_state import TrainingState
 
@@ -274,7 +275,8 @@ def forget(
         sweep(memory)  # what an interrupted forget left is gone before anything else is looked at
         stored = KVMemory.from_pretrained(memory)
         if task not in stored.tasks:
-            raise ValueError(f"no task {task!r} in {memory}; it holds: {', '.join(stored.tasks) or 'no tasks'}")
+            holds = shown_name(", ".join(stored.tasks), 150) or "no tasks"
+            raise ValueError(f"no task {shown(task)} in {shown_name(memory)}; it holds: {holds}")
         try:
             state = stored_state(stored, memory)
         except ValueError as error:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from inducekv.error_text import shown
+
 if TYPE_CHECKING:
     from inducekv.compression.attention_sum import AttentionSum as AttentionSum
     from inducekv.compression.base import Compression as Compression
@@ -96,7 +98,9 @@ def compression_named(config: InduceKVConfig) -> Compression:
             "inducekv.tuning.tune for one"
         )
     if config.payload not in COMPRESSIONS:
-        raise ValueError(f"payload must be one of {', '.join(COMPRESSIONS)} or a Compression; got {config.payload!r}")
+        raise ValueError(
+            f"payload must be one of {', '.join(COMPRESSIONS)} or a Compression; got {shown(config.payload)}"
+        )
     return COMPRESSIONS[config.payload](config)
 
 

@@ -3,6 +3,7 @@
 import math
 
 from inducekv.bytes import parse_bytes
+from inducekv.error_text import shown
 
 Budget = int | float | str
 """An int: tokens for each KV head of each layer. A float in (0, 1]: that fraction of the tokens. A str such as
@@ -18,14 +19,17 @@ def check_budget(budget: Budget, name: str = "budget") -> None:
     """
     if isinstance(budget, bool) or not isinstance(budget, int | float | str):
         raise TypeError(
-            f"{name} must be tokens (an int), a fraction (a float) or bytes (a str such as '256KiB'); got {budget!r}"
+            f"{name} must be tokens (an int), a fraction (a float) or bytes (a str such as '256KiB'); "
+            f"got {shown(budget)}"
         )
     if isinstance(budget, str):
         if parse_bytes(budget) < 1:
-            raise ValueError(f"{name} must be at least one byte, got {budget!r}")
+            raise ValueError(f"{name} must be at least one byte, got {shown(budget)}")
     elif isinstance(budget, float):
         if not 0 < budget <= 1:
-            raise ValueError(f"{name} as a fraction must be above 0 and at most 1, got {budget!r}; tokens are an int")
+            raise ValueError(
+                f"{name} as a fraction must be above 0 and at most 1, got {shown(budget)}; tokens are an int"
+            )
     elif budget < 1:
         raise ValueError(f"{name} must be at least one token, got {budget}")
 

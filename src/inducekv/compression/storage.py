@@ -11,6 +11,7 @@ from inducekv.compression.gaussian import Levels, decode_levels, encode_levels
 from inducekv.compression.polar import PolarCodes
 from inducekv.compression.polar_payload import POLAR_BITS, decode_polar, encode_polar
 from inducekv.config import PayloadDtype
+from inducekv.error_text import shown
 
 STORAGE_DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
@@ -58,10 +59,10 @@ def check_format(dtype: PayloadDtype | str, head_dim: int) -> None:
         ValueError: there is no such format, or it cannot hold heads of `head_dim` numbers.
     """
     if dtype not in STORAGE_DTYPES:
-        raise ValueError(f"payload_dtype must be one of {', '.join(get_args(PayloadDtype))}; got {dtype!r}")
+        raise ValueError(f"payload_dtype must be one of {', '.join(get_args(PayloadDtype))}; got {shown(dtype)}")
     if dtype in POLAR_BITS and (head_dim < 2 or head_dim & (head_dim - 1)):
         raise ValueError(
-            f"payload_dtype {dtype!r} halves a head until one radius is left, so its dimension must be a power of two; "
+            f"payload_dtype {dtype} halves a head until one radius is left, so its dimension must be a power of two; "
             f"this model's is {head_dim}: use payload_dtype='int3' (or 'levels4')"
         )
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inducekv.continual.metrics import AccuracyMatrix, empty_matrix
+from inducekv.error_text import shown
 
 FORMAT = "inducekv-bench-result"
 VERSION = 1
@@ -37,7 +38,7 @@ def unpack(packed: Mapping[str, str]) -> Any:
         ResultError: damaged, or over `MAX_UNPACKED_BYTES` when unpacked.
     """
     if packed["encoding"] != "zlib+base64":
-        raise ResultError(f"predictions are packed as {packed['encoding']!r}; only 'zlib+base64' can be read")
+        raise ResultError(f"predictions are packed as {shown(packed['encoding'])}; only 'zlib+base64' can be read")
     try:
         opener = zlib.decompressobj()
         data = opener.decompress(base64.b64decode(packed["data"], validate=True), MAX_UNPACKED_BYTES)
@@ -57,7 +58,7 @@ def checked_fields(content: Any) -> dict[str, Any]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ResultError(f"not a result of the bench (format {FORMAT!r})")
     if content["version"] != VERSION:
-        raise ResultError(f"format version {content['version']!r}; this release reads {VERSION}")
+        raise ResultError(f"format version {shown(content['version'])}; this release reads {VERSION}")
     if content["complete"] is not True:
         raise ResultError("the run is not complete")
     tasks = _texts(content["tasks"], "tasks", None)
@@ -125,7 +126,7 @@ def _numbers(
         right = type(value) is int or (type(value) is float and not whole and math.isfinite(value))
         if not right or not low <= value <= high:
             kind = "whole numbers" if whole else "numbers"
-            raise ResultError(f"{name} must be {kind} from {low:,} to {high:,}, got {value!r}")
+            raise ResultError(f"{name} must be {kind} from {low:,} to {high:,}, got {shown(value)}")
     return values
 
 

@@ -9,6 +9,7 @@ from inducekv.continual.graders.base import Grader, PerAnswer
 from inducekv.continual.graders.captions import COCO_CAPTION
 from inducekv.continual.graders.exact import EXACT, accuracy, exact_match, normalised
 from inducekv.continual.graders.rouge import ROUGE_L
+from inducekv.error_text import shown
 
 _ALL: tuple[Grader, ...] = (
     EXACT,
@@ -52,7 +53,7 @@ def graders_named(name: str) -> tuple[Grader, Grader | None]:
         return GRADERS[name], None
     if f"{name}/fixed" in GRADERS:
         return GRADERS[f"{name}/fixed"], GRADERS[f"{name}/faithful"]
-    raise ValueError(f"unknown grader {name!r}; choose one of {', '.join(GRADERS)}")
+    raise ValueError(f"unknown grader {shown(name)}; choose one of {', '.join(GRADERS)}")
 
 
 __all__ = [

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 
 from inducekv.continual.graders.base import PerAnswer, answer_of
+from inducekv.error_text import shown
 from inducekv.examples import Example
 
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -48,7 +49,7 @@ def _expected(example: Example) -> Box:
     text = str(example.metadata.get("answer_bbox") or answer_of(example))
     box = box_in(text)
     if box is None:
-        raise ValueError(f"example {example.identifier}: the answer is no box of four numbers, got {text!r}")
+        raise ValueError(f"example {example.identifier}: the answer is no box of four numbers, got {shown(text)}")
     return box
 
 

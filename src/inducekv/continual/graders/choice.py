@@ -6,6 +6,7 @@ import re
 
 from inducekv.continual.graders.base import PerAnswer, answer_of
 from inducekv.continual.graders.exact import normalised
+from inducekv.error_text import shown
 from inducekv.examples import Example
 
 _LETTERS = "ABCDE"
@@ -76,7 +77,9 @@ def _faithful(prediction: str, example: Example) -> bool:
 def _fixed(prediction: str, example: Example) -> bool:
     expected = letter_meant(answer_of(example), example.question)
     if expected is None:
-        raise ValueError(f"example {example.identifier}: the answer names no letter A to E, got {example.answer!r}")
+        raise ValueError(
+            f"example {example.identifier}: the answer names no letter A to E, got {shown(example.answer)}"
+        )
     return letter_meant(prediction, example.question) == expected
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from inducekv.atomic import write_atomically
+from inducekv.error_text import shown
 
 FORMAT, VERSION = "inducekv-method", 1
 INDEX, DEPLOYED, TRAINING = "method.json", "deployed.safetensors", "training.safetensors"
@@ -74,13 +75,13 @@ def read_state(directory: Path, name: str) -> State:
         index = json.loads(path.read_bytes())
         found, files, facts = index["method"], index["files"], index["facts"]
         if (index["format"], index["version"]) != (FORMAT, VERSION) or not isinstance(facts, dict):
-            raise ValueError(f"format {index['format']!r} version {index['version']!r}")
+            raise ValueError(f"format {shown(index['format'])} version {shown(index['version'])}")
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no index of a saved method, or is damaged: {error}") from error
     if found != name:
-        raise ValueError(f"{directory} holds the state of {found!r}, not of {name!r}")
+        raise ValueError(f"{directory} holds the state of {shown(found)}, not of {shown(name)}")
     if not isinstance(files, list) or not set(files) <= {DEPLOYED, TRAINING}:
-        raise ValueError(f"{path} names files that are no method's: {files!r}")
+        raise ValueError(f"{path} names files that are no method's: {shown(files)}")
     deployed, training = (_read(directory / file) if file in files else {} for file in (DEPLOYED, TRAINING))
     return State(deployed, training, facts)
 
@@ -118,5 +119,5 @@ def count_of(facts: Mapping[str, Any], name: str, where: Path) -> int:
     """
     value = facts.get(name)
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ValueError(f"the state in {where} is damaged: {name} must be a whole number, got {value!r}")
+        raise ValueError(f"the state in {where} is damaged: {name} must be a whole number, got {shown(value)}")
     return value

@@ -11,6 +11,7 @@ from inducekv.continual.streams.folder import FOLDER_STREAM
 from inducekv.continual.streams.kinds import StreamKind, balanced
 from inducekv.continual.streams.tables import PUBLISHED_STREAMS
 from inducekv.continual.streams.text import TEXT_STREAMS, TextStream
+from inducekv.error_text import shown
 
 STREAMS: dict[str, StreamKind] = {
     kind.name: kind for kind in (*EMBEDDED_STREAMS, FOLDER_STREAM, *TEXT_STREAMS, *PUBLISHED_STREAMS)
@@ -27,7 +28,7 @@ def stream_kind(name: str) -> StreamKind:
         ValueError: there is none; lists the names.
     """
     if name not in STREAMS:
-        raise ValueError(f"unknown stream {name!r}; choose one of {', '.join(STREAMS)}")
+        raise ValueError(f"unknown stream {shown(name)}; choose one of {', '.join(STREAMS)}")
     return STREAMS[name]
 
 

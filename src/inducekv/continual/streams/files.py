@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inducekv.error_text import message
-from inducekv.messages import shown, shown_name
+from inducekv.error_text import message, shown, shown_name
 
 MAX_JSON_BYTES = 2 * 2**30
 """Most bytes a benchmark's JSON file may have (LLaVA-665K's has one gigabyte). CHOICE."""

@@ -14,9 +14,8 @@ from inducekv.continual.streams.files import first_existing, json_rows
 from inducekv.continual.streams.kinds import StreamKind, limited
 from inducekv.continual.streams.references import Lookup
 from inducekv.continual.streams.rows import Row, RowReader, every_row, llava
-from inducekv.error_text import message
+from inducekv.error_text import message, shown_name
 from inducekv.examples import Example
-from inducekv.messages import shown_name
 from inducekv.readers import read_examples
 from inducekv.row_fields import given
 

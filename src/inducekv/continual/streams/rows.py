@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from inducekv.continual.streams.files import within
-from inducekv.messages import shown
+from inducekv.error_text import shown
 from inducekv.row_fields import missing, one_of
 
 Row = Mapping[str, Any]
