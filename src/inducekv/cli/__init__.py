@@ -8,7 +8,7 @@ import typer
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to programmers is noise to users of a command
 
-from inducekv.cli import bench, demo, doctor, evaluate, memories, models, tune
+from inducekv.cli import bench, check, demo, doctor, evaluate, memories, models, tune
 
 app = typer.Typer(
     name="inducekv",
@@ -17,7 +17,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for module in (demo, memories, tune, evaluate, bench, models, doctor):
+for module in (demo, memories, tune, evaluate, check, bench, models, doctor):
     module.register(app)
 
 
