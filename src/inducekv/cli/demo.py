@@ -31,7 +31,7 @@ def demo(
         bool, typer.Option("--text", help="Real requests and a published language model (SmolLM2) instead of drawings.")
     ] = False,
     budget: Annotated[
-        str | None, typer.Option(help="Bytes that each method may keep: 256KiB, or 8MiB with --text, by default.")
+        str | None, typer.Option(help="Bytes that each method may keep: 256KiB, or 16MiB with --text, by default.")
     ] = None,
     report: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo-report"),
     write_data: Annotated[
@@ -59,7 +59,7 @@ def demo(
     from inducekv.continual.runner import run
     from inducekv.progress import console_progress
 
-    limit = parse_bytes(budget or ("8MiB" if text else "256KiB"))
+    limit = parse_bytes(budget or ("16MiB" if text else "256KiB"))
     progress = console_progress(quiet)
     options: dict[str, Any] = {}
     if text:
