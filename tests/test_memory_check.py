@@ -33,7 +33,7 @@ TITLES = {
 
 def found(plain: float, copied: float, memory: float, prompt: float, masked: float, neighbours: int = 0) -> MemoryCheck:
     scores = dict(zip(ORDER, (plain, copied, memory, prompt, masked), strict=True))
-    methods = {name: CheckedMethod(name, TITLES[name], score, None, 1.0, 1) for name, score in scores.items()}
+    methods = {name: CheckedMethod(name, TITLES[name], float(score), None, 1.0, 1) for name, score in scores.items()}
     return MemoryCheck(Parity(0.0, 1.0, 0.1), methods, 20, 20, 10, 1.0, neighbours)
 
 

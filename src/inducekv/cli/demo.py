@@ -107,7 +107,7 @@ def demo(
     console.print(_table(results))
     if text:
         if not quiet:
-            console.print(f"{GRADED} Sequential LoRA is left out: it would take longer than all of these.", style="dim")
+            console.print(f"{GRADED} Sequential LoRA is left out, to stay within minutes.", style="dim")
         _show_answers(answered)
     console.print(f"report: {page}")
 
@@ -137,7 +137,8 @@ def _show_answers(answered: Sequence[AnsweredQuestion]) -> None:
     for item in (next(item for item in answered if item.task == task) for task in tasks):
         verdict = "right" if item.right else f"expected: {item.expected}"
         console.print(f"\n{item.question.partition(chr(10))[0]}", style="bold")
-        console.print(f"  {item.said} ({verdict}), read from")
+        read_from = "read from" if item.sources else "read from nothing: no entry was near enough"
+        console.print(f"  {item.said} ({verdict}), {read_from}")
         for source in item.sources[:3]:
             asked = source.question.partition("\n")[0]
             console.print(f"  mass {source.mass:.2f}  {source.task} {source.id[:8]}: {asked} -> {source.answer}")

@@ -51,7 +51,7 @@ def _experience(task: str, learned: int, asked: int) -> Experience:
 def methods_of_text_demo(
     backbone: Backbone, stream: Stream, budget: int, seed: int
 ) -> tuple[list[Method], InducedModel]:
-    """Zero-shot, InduceKV and label copy over its entries. CHOICE: no LoRA, which takes longer than all of them."""
+    """Zero-shot, InduceKV and label copy over its entries. CHOICE: no LoRA, to stay within minutes."""
     fields = {"budget": budget, "seed": seed, "batch_size": BATCH}
     model = InducedModel.from_pretrained(backbone, config=fields)
     learned = [example for experience in stream.experiences for example in experience.train]
