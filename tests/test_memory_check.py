@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
@@ -56,6 +56,7 @@ def test_one_sentence_says_what_it_means(result: MemoryCheck, kept: float | None
     assert result.meaning.endswith(".") and len(result.meaning) < 400
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 100), min_size=5, max_size=5))
 def test_every_result_has_a_meaning_and_is_json(scores: list[float]) -> None:
     result = found(*scores)
