@@ -20,7 +20,7 @@ from inducekv.sample import TASKS, path
 
 MODEL = "smollm2"
 BATCH = 16
-LEARNED, ASKED = 64, 24
+LEARNED, ASKED = 48, 20
 """Examples to learn from and questions a task: all methods together take a few minutes on two cores."""
 GRADED = "Intents: exact match. Slots: F1 over (slot, words) pairs. An empty answer is wrong."
 FASTER = 2.0
