@@ -50,3 +50,9 @@ def check_tokens(example: Example, tokens: int, context: int | None, bound: str 
             f"{example.label}: {bound}{tokens:,} tokens, more than the {context:,} that the model's context holds; "
             "shorten question or answer, or use fewer or smaller pictures"
         )
+
+
+def longest_answer(examples: Iterable[Example], tokenizer: Any) -> int:
+    """Tokens that suffice to generate any of the examples' answers and the end of the turn."""
+    lengths = [len(tokenizer(e.answer or "", add_special_tokens=False)["input_ids"]) for e in examples]
+    return 2 + max(lengths, default=0)

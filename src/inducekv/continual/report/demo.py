@@ -22,6 +22,8 @@ _STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 _PAGE = Template((Path(__file__).parent / "demo.html").read_text(encoding="utf-8"))
 
+_PICTURES = "The pictures of the entries are shown from the training data: the memory itself holds none."
+
 
 def results_object(seed: int, budget: int, tasks: Sequence[str], results: Sequence[MethodResult]) -> dict[str, Any]:
     """The figures of a run: `seed`, `budget_bytes`, `tasks`, and `methods` by name with their matrix, Avg, Last, ..."""
@@ -42,8 +44,11 @@ def write_report(
     title: str,
     when: str,
     questions: int,
+    graded: str = "Exact match; an empty answer is wrong.",
 ) -> Path:
     """Writes `index.html`, `results.json` and `accuracy-matrices.png` into `folder`; returns the page's path.
+
+    `graded`: how answers were scored, in a sentence or two.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed (extra `bench`).
@@ -66,6 +71,8 @@ def write_report(
         budget=budget,
         used=format_bytes(induced.deployed_bytes),
         questions=questions,
+        graded=html.escape(graded),
+        pictures=_PICTURES if any(item.images for item in answered) else "",
         seed=figures["seed"],
     )
     _write(folder / "results.json", json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
