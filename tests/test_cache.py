@@ -103,7 +103,7 @@ def test_a_model_with_its_memory_gives_out_caches() -> None:
 @pytest.mark.parametrize("weighting", ["sqrt_max", "sqrt", "none"])
 def test_a_cache_can_say_what_was_learned_without_log(weighting: str) -> None:
     backbone = tiny_families.model("llama")
-    fields = {"budget": "1MiB", "abstain": False, "top_k": 3, "outer_steps": 2, "calibration_steps": 4}
+    fields = {"budget": "1MiB", "abstain": False, "top_k": 3, "outer_steps": 2, "calibration_steps": 40}
     model = InducedModel.from_pretrained(backbone, config=InduceKVConfig(**fields, weighting=weighting))
     model.learn([example(backbone, seed) for seed in range(8)], task="t")
     start = Calibration.initial(backbone.layers, model.config.temperature)
