@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import tiny
 from commands import refused, run, run_json
-from inducekv import sample
+from inducekv import InducedModel, sample
 from inducekv.backbone import Backbone
 from inducekv.check import Parity, ParityError
 from inducekv.continual import memory_check
@@ -162,7 +162,16 @@ def test_mistakes_are_told_before_the_model_loads(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.slow
-def test_smollm2_gains_from_memory(smollm2: Backbone) -> None:
-    train, test = examples_to_check(sample.path() / "bank-requests", learned=22, asked=6)
-    result = check_memory(Backbone.from_pretrained("smollm2", dtype=torch.bfloat16), train, test)
-    assert result.methods["zero_shot"].accuracy == 0 < result.methods["inducekv"].accuracy
+def test_smollm2_answers_real_requests_from_memory(smollm2: Backbone) -> None:
+    """Seven of sixteen were right when this was written, none without memory."""
+    train, test = examples_to_check(sample.path() / "travel-requests", learned=48, asked=16)
+    backbone = Backbone.from_pretrained("smollm2", dtype=torch.bfloat16)
+    model = InducedModel.from_pretrained(backbone, config={"budget": "16MiB", "batch_size": 16})
+    model.learn(train, task="travel")
+    assert model.memory.calibration.mass > 0
+    asked = [Example(each.question, None) for each in test]
+    right = {
+        memory: sum(a.text == e.answer for a, e in zip(model.answer_all(asked, memory=memory), test, strict=True))
+        for memory in ("own", None)
+    }
+    assert right[None] == 0 and right["own"] >= 4
