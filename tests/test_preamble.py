@@ -17,6 +17,8 @@ from inducekv.injection import Injection
 from inducekv.preamble import common_beginning, guarded, own_tokens
 from inducekv.retrieval import Calibration
 from inducekv.rope import shift_keys
+from inducekv.selection.likelihood import LikelihoodScorer
+from inducekv.selection.questions import questions_of
 
 TOKENS, PREAMBLE, PROMPT, MASS = 5, 3, 9, 1.5
 
@@ -136,6 +138,25 @@ def test_no_question_reads_an_entry_that_was_encoded_behind_it() -> None:
     for entry, key, own in zip(entries, keys, alone, strict=True):
         assert len(entry.behind) == 2 and entry.id not in entry.behind
         torch.testing.assert_close(key, own.float(), atol=1e-6, rtol=0)
+    memory = empty_memory(backbone, config)
+    memory.replace_all(entries)
+    questions = questions_of(backbone, examples, ["t"] * len(examples), config)
+    scorer = LikelihoodScorer(
+        backbone,
+        memory,
+        memory.keys(),
+        [entry.id for entry in entries],
+        [entry.answer for entry in entries],
+        {"current": questions},
+        config,
+        behind=[entry.behind for entry in entries],
+    )
+    closed = scorer.similarities("current") == -torch.inf
+    for row, question in enumerate(questions):
+        for column, entry in enumerate(entries):
+            if question.entry == entry.id or question.entry in entry.behind:
+                assert closed[row, column], (question.entry, entry.id)
+    assert not closed.all()
 
 
 def test_a_prompt_of_another_beginning_keeps_at_least_its_first_token_free() -> None:
@@ -178,3 +199,12 @@ def test_a_cache_that_the_preamble_would_read_is_refused() -> None:
     inputs = dict(model.backbone.prepare([tiny.example(9, images=0, answer=False)], False).batches[0].inputs)
     with pytest.raises(ValueError, match="shared_preamble=False"):
         model.as_cache(inputs)
+
+
+@pytest.mark.parametrize("anchors", [0, 128])
+def test_what_entries_were_encoded_behind_is_kept_with_the_anchors_only(tmp_path, anchors: int) -> None:
+    model = taught(families.model("llama"), neighbours=2, anchors=anchors)
+    model.save_memory(tmp_path)
+    again = InducedModel.from_pretrained(model.backbone, memory=tmp_path)
+    assert len(again.training_state.behind) == (8 if anchors else 0)
+    assert bool(list(tmp_path.glob("training_state*"))) == bool(anchors)

@@ -154,8 +154,10 @@ def learn(
         memory.thresholds[name] = min(limit, memory.thresholds.get(name, limit))
     note_config(memory, config)
     training_state.anchors = state.anchors
-    training_state.behind = {
-        entry.id: others for entry in chosen if (others := entry.behind or training_state.behind.get(entry.id, ()))
+    training_state.behind = {  # without anchors no earlier question is asked, and nothing is kept
+        entry.id: others
+        for entry in chosen
+        if config.anchors and (others := entry.behind or training_state.behind.get(entry.id, ()))
     }
     return LearnReport(
         task=task,
